@@ -1,0 +1,37 @@
+# Every target needs nothing but a clone on Debian 12: the first run sets it up (see tools/setup), later runs start
+# at once. PYTHON=/path/to/python3 chooses another interpreter, 3.11 or later, for .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PY := .venv/bin/python
+
+.PHONY: help setup demo test lint fmt clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
+
+# Phony on purpose: the script itself decides in a few milliseconds, by content and not by time stamps.
+setup: ## Debian packages that are missing, and .venv (the targets below do this themselves)
+	@tools/setup
+
+demo: setup ## run the example mesh; KEEP=1 leaves it running (root)
+	@$(if $(KEEP),KEEP='$(KEEP)') $(PY) -m examples.demo
+
+test: setup ## run the tests; ARGS='-m "not kernel" -k pool' goes to pytest
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy; edits nothing
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy -p netproxy -p redirect -p examples
+
+fmt: setup ## let ruff fix and format
+	@$(PY) -m ruff check --fix-only .
+	@$(PY) -m ruff format .
+
+clean: ## remove .venv, caches and build products
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find . -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

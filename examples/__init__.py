@@ -1,0 +1,1 @@
+"""Meshes one can run, and the stage they run on."""

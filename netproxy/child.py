@@ -1,0 +1,78 @@
+"""What brain and worker do alike at their start: die with the supervisor, say hello. Standard library only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import NamedTuple
+
+from .channel import VERSION, Channel, ChannelBroken, Message
+from .settings import NodeSettings
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+_WELCOME_TIMEOUT_S = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Joined(NamedTuple):
+    channel: Channel
+    slot: int
+    settings: NodeSettings
+    arena_fd: int
+
+
+def join(role: str) -> Joined:
+    """Introduce ourselves to the supervisor that started us (argv: descriptor, slot, its pid)."""
+    fd, slot, parent = (int(argument) for argument in sys.argv[1:4])
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    channel = Channel(socket.socket(fileno=fd))
+    channel.send("hello", v=VERSION, role=role, slot=slot)
+    message = _wait(channel)
+    if message.op != "welcome" or message.fields["v"] != VERSION:
+        raise ChannelBroken(f"expected a welcome in version {VERSION}, got {message.op}")
+    return Joined(channel, slot, NodeSettings.from_json(message.fields["settings"]), message.fds[0])
+
+
+def _wait(channel: Channel) -> Message:
+    while True:
+        message = channel.receive()
+        if message is not None:
+            return message
+        if not select.select([channel], [], [], _WELCOME_TIMEOUT_S)[0]:
+            raise ChannelBroken("no welcome from the supervisor")
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL us when `parent` dies; exit now if it has already."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def drop_privileges(uid: int, gid: int, parent: int) -> None:
+    """For good: no capability, no way back. Must be called in the only thread."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    # A change of uid makes us undumpable, and /proc/self/fd unreadable: certificates are loaded from memfds by
+    # that path. It also clears the death signal.
+    _prctl(_PR_SET_DUMPABLE, 1)
+    die_with_parent(parent)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")

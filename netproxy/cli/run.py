@@ -1,0 +1,68 @@
+"""``netproxy run``: a standalone node agent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ..config import source
+from ..errors import ConfigError
+from ..settings import NodeSettings
+from .options import RUN_ROOT, STATE_ROOT, node_name, run_dir
+
+
+def run(
+    config: Annotated[str, typer.Option("--config", "-f", metavar="PATH", help="File or folder with resources.")],
+    node: Annotated[str | None, typer.Option(help="Name of this node; default: the host's name.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, one core each.")] = max(
+        1, min(4, os.cpu_count() or 1)
+    ),
+    ca_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="CA folder, shared by all nodes; default: in the state folder.")
+    ] = None,
+    state_root: Annotated[str, typer.Option(metavar="DIR", help="State, one folder per node in it.")] = STATE_ROOT,
+    run_root: Annotated[str, typer.Option(metavar="DIR", help="Sockets and journal, likewise.")] = RUN_ROOT,
+    outbound_port: Annotated[int, typer.Option(min=1, max=65535)] = 15001,
+    inbound_port: Annotated[int, typer.Option(min=1, max=65535)] = 15006,
+    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback; 0: unix socket only.")] = 15000,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="/metrics and /healthz; 0: off.")] = 15020,
+    metrics_address: Annotated[str, typer.Option(help="Address the metrics port binds.")] = "127.0.0.1",
+    worker_uid: Annotated[int, typer.Option(min=1, help="User and group id of the workers.")] = 14539,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that connections may take to end at a stop.")] = 30.0,
+) -> None:
+    """Run this node's agent in the foreground until SIGTERM. Needs root. Files are watched and reloaded.
+
+    Example: netproxy run -f /etc/netproxy/mesh --ca-dir /etc/netproxy/ca
+    """
+    name = node_name(node)
+    if os.geteuid() != 0:
+        typer.echo("netproxy: the agent needs root (network namespaces, nftables)", err=True)
+        raise typer.Exit(2)
+    try:
+        source.fingerprint(config)
+    except ConfigError as exc:
+        typer.echo(f"netproxy: {exc}", err=True)
+        raise typer.Exit(2) from None
+    state_dir = os.path.join(os.path.abspath(state_root), name)
+    settings = NodeSettings(
+        node=name,
+        config=os.path.abspath(config),
+        run_dir=run_dir(os.path.abspath(run_root), name),
+        state_dir=state_dir,
+        ca_dir=os.path.abspath(ca_dir) if ca_dir else os.path.join(state_dir, "ca"),
+        workers=workers,
+        outbound_port=outbound_port,
+        inbound_port=inbound_port,
+        admin_port=admin_port,
+        metrics_port=metrics_port,
+        metrics_address=metrics_address,
+        worker_uid=worker_uid,
+        worker_gid=worker_uid,
+        drain_s=drain,
+    )
+    sys.stdout.flush()
+    # The supervisor is a process of its own kind: small, standard library only.
+    os.execv(sys.executable, [sys.executable, "-m", "netproxy.supervisor", settings.to_json()])

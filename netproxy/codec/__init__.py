@@ -1,0 +1,1 @@
+"""Bytes <-> events. PURE: no socket, loop, clock, file or log in here."""

@@ -1,0 +1,92 @@
+"""What every codec speaks: events in, events out, the same for HTTP/1 (stream 1) and HTTP/2.
+
+An engine is one side of one connection and pure: bytes and events, no socket, no clock.
+
+    receive(data)          bytes from the peer -> events; ``b""`` means the peer's end of stream
+    send(stream_id, event) an event of ours    -> buffers to write, in order
+    credit(stream_id, n)   the application consumed n octets of body (flow control; a no-op in HTTP/1)
+    reset(stream_id, why)  give a stream up    -> buffers to write; in HTTP/1 the connection must close
+    goaway()               no new streams after the current ones -> buffers to write
+
+`receive` raises RemoteProtocolError, `send` LocalProtocolError; after either the engine is dead.
+
+Order within one stream: RequestHead or ResponseHead (after any number of Informational), Data*, at
+most one Trailers, End. End is always sent, also after a head without body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+"""Names in lower case, values without surrounding white space, in order of arrival."""
+
+
+class RequestHead(NamedTuple):
+    stream_id: int
+    method: bytes
+    target: bytes
+    headers: Headers
+    http_version: bytes = b"1.1"
+
+
+class ResponseHead(NamedTuple):
+    stream_id: int
+    status: int
+    headers: Headers
+    http_version: bytes = b"1.1"
+
+
+class Informational(NamedTuple):
+    """A 1xx answer other than 101."""
+
+    stream_id: int
+    status: int
+    headers: Headers
+
+
+class Data(NamedTuple):
+    stream_id: int
+    data: bytes
+
+
+class Trailers(NamedTuple):
+    stream_id: int
+    headers: Headers
+
+
+class End(NamedTuple):
+    stream_id: int
+
+
+class Reset(NamedTuple):
+    """The peer gave the stream up."""
+
+    stream_id: int
+    detail: str
+
+
+class ConnectionClosed(NamedTuple):
+    """The peer's end of stream at a place where the protocol allows it."""
+
+
+Event: TypeAlias = RequestHead | ResponseHead | Informational | Data | Trailers | End | Reset | ConnectionClosed
+
+
+class Engine(Protocol):
+    """One side of one connection."""
+
+    def receive(self, data: bytes) -> Sequence[Event]: ...
+
+    def send(self, stream_id: int, event: Event) -> Sequence[bytes]: ...
+
+    def credit(self, stream_id: int, n: int) -> Sequence[bytes]: ...
+
+    def reset(self, stream_id: int, reason: str) -> Sequence[bytes]: ...
+
+    def goaway(self) -> Sequence[bytes]: ...
+
+    @property
+    def reusable(self) -> bool:
+        """True between exchanges, when another one may start on this connection."""

@@ -1,0 +1,1 @@
+"""From files to shards: source -> model -> validate -> snapshot. See each module."""

@@ -1,0 +1,203 @@
+"""Shards: the immutable pieces of a snapshot, as they travel to the workers.
+
+One shard per service, per workload, per SVID, and one for the mesh. A shard names other shards by key
+only where the builder has checked that the other exists; what does not exist is marked invalid in
+the shard itself, so that no consumer can find a dangling reference.
+
+The wire form is JSON. `key()` is ``<kind>/<namespace>/<name>`` (``mesh`` for the mesh), the key of the
+supervisor's store.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from ..addr import ServiceKey, SpiffeId, WorkloadKey
+
+MtlsMode = Literal["DISABLE", "PERMISSIVE", "STRICT"]
+AppProtocol = Literal["auto", "http", "tcp"]
+"""``auto`` sniffs; ``http`` refuses what is not HTTP; ``tcp`` never parses (app's own TLS, databases)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One ready or unready address of a backend. `workload` is "" when no Workload has this address.
+
+    `identity` is set, and mesh TLS is used, exactly when `meshed` is true.
+    """
+
+    host: str
+    port: int
+    ready: bool = True
+    workload: WorkloadKey = WorkloadKey("")
+    identity: SpiffeId = SpiffeId("")
+    meshed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderMatch:
+    name: str
+    """Lower case."""
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """All parts must match (AND). `path_kind` prefix matches by path element (Gateway API)."""
+
+    path_kind: Literal["exact", "prefix"] = "prefix"
+    path: str = "/"
+    headers: tuple[HeaderMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A weighted reference to ``service:port``. `invalid` says why it gets 500 for its share, "" when valid."""
+
+    service: ServiceKey
+    port: int
+    weight: int = 1
+    invalid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a route. `name` is for people: ``HTTPRoute shop/reviews rule 0``."""
+
+    name: str
+    matches: tuple[Match, ...]
+    backends: tuple[Backend, ...]
+    request_timeout_s: float = 0.0
+    """0: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a service.
+
+    `rules` is in order of precedence already and None when no route is attached (then requests go to
+    the port's own endpoints); an empty tuple answers 404 to everything.
+    """
+
+    port: int
+    name: str
+    protocol: AppProtocol
+    endpoints: tuple[Endpoint, ...]
+    rules: tuple[Rule, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceShard:
+    namespace: str
+    name: str
+    vips: tuple[str, ...]
+    ports: tuple[ServicePort, ...]
+
+    def key(self) -> str:
+        return f"service/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadShard:
+    """A workload of any node. `local` workloads are steered on this node and have an SVID here.
+
+    `port_mtls` overrides `mtls` by port, `protocols` declares the application protocol by port.
+    """
+
+    namespace: str
+    name: str
+    addresses: tuple[str, ...]
+    identity: SpiffeId
+    service_account: str
+    labels: dict[str, str] = field(default_factory=dict)
+    node: str = ""
+    local: bool = False
+    meshed: bool = False
+    mtls: MtlsMode = "PERMISSIVE"
+    port_mtls: dict[int, MtlsMode] = field(default_factory=dict)
+    protocols: dict[int, AppProtocol] = field(default_factory=dict)
+
+    def key(self) -> str:
+        return f"workload/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SvidShard:
+    """Certificate chain and key (PEM) of a local identity, and the roots it trusts."""
+
+    identity: SpiffeId
+    chain_pem: str
+    key_pem: str
+    bundle_pem: str
+    not_after: float
+    """Unix time, seconds."""
+
+    def key(self) -> str:
+        return f"svid/{self.identity}"
+
+    def __repr__(self) -> str:
+        return f"SvidShard({self.identity!r}, not_after={self.not_after})"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshShard:
+    """What holds for the whole mesh. Times in seconds, sizes in octets."""
+
+    trust_domain: str = "cluster.local"
+    outbound_policy: Literal["allow", "deny"] = "allow"
+    opaque_ports: tuple[int, ...] = (25, 53, 587, 3306, 4444, 5432, 6379, 9300, 11211, 27017)
+    detect_timeout_s: float = 1.0
+    header_timeout_s: float = 15.0
+    idle_timeout_s: float = 300.0
+    connect_timeout_s: float = 1.0
+    pool_idle_s: float = 30.0
+    tcp_idle_timeout_s: float = 3600.0
+    max_head_bytes: int = 64 * 1024
+    max_headers: int = 256
+    max_connections: int = 20_000
+    buffer_bytes: int = 256 * 1024
+
+    def key(self) -> str:
+        return "mesh"
+
+
+Shard = ServiceShard | WorkloadShard | SvidShard | MeshShard
+
+_KINDS: dict[str, type[Any]] = {
+    "service": ServiceShard,
+    "workload": WorkloadShard,
+    "svid": SvidShard,
+    "mesh": MeshShard,
+}
+
+
+@functools.cache
+def _adapter(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_KINDS[kind])
+
+
+def preload() -> None:
+    """Build all readers and writers now. pydantic imports modules at first use, which a worker no longer can
+    when its user may not read the interpreter's files.
+    """
+    for kind in _KINDS:
+        _adapter(kind)
+    decode_shard("mesh", encode_shard(MeshShard()))
+
+
+def encode_shard(shard: Shard) -> bytes:
+    """Canonical: equal shards give equal bytes."""
+    return _adapter(shard.key().partition("/")[0]).dump_json(shard)
+
+
+def decode_shard(key: str, data: bytes) -> Shard:
+    """Raises ValueError when `key` or `data` is not a shard's."""
+    kind = key.partition("/")[0]
+    if kind not in _KINDS:
+        raise ValueError(f"unknown shard kind {kind!r}")
+    shard: Shard = _adapter(kind).validate_json(data)
+    return shard

@@ -1,0 +1,1 @@
+"""Decisions about one request: which rule, which backend, which endpoint. PURE."""

@@ -1,0 +1,64 @@
+"""Shares of weighted backends, and the choice of one endpoint. PURE: the random source is an argument.
+
+Weights are met by a low-discrepancy sequence, not by chance: after any n choices each backend has had its
+exact share give or take one. The sequence is nginx's smooth weighted round robin: everybody gains its
+weight, the richest is chosen and pays the total. Each worker has a sequence of its own; with w workers
+the shares are exact to within w.
+
+Endpoints are chosen by P2C: of two distinct random ones, the one with fewer outstanding requests
+(Mitzenmacher, "The Power of Two Choices", 2001).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+
+class Loaded(Protocol):
+    """Anything with outstanding requests."""
+
+    outstanding: int
+
+
+L = TypeVar("L", bound=Loaded)
+
+
+class WeightedCycle:
+    """Indexes into `weights`, each in proportion. All weights 0 or none: `next` gives -1."""
+
+    __slots__ = ("_current", "_total", "weights")
+
+    def __init__(self, weights: Sequence[int], phase: float = 0.0) -> None:
+        """`phase` in [0, 1) shifts the start, so that several workers do not all begin with the same one."""
+        self.weights = tuple(weights)
+        self._total = sum(self.weights)
+        self._current = [0] * len(self.weights)
+        if self._total > 0 and phase > 0.0:
+            for _ in range(int(phase * min(self._total, 1000))):
+                self.next()
+
+    def next(self) -> int:
+        if self._total <= 0:
+            return -1
+        best, best_value = -1, 0
+        for index, weight in enumerate(self.weights):
+            if weight:
+                value = self._current[index] = self._current[index] + weight
+                if best < 0 or value > best_value:
+                    best, best_value = index, value
+        self._current[best] -= self._total
+        return best
+
+
+def pick(candidates: Sequence[L], random: Callable[[], float]) -> L | None:
+    """P2C. `random` gives a float in [0, 1). None when there are no candidates."""
+    n = len(candidates)
+    if n < 2:
+        return candidates[0] if n else None
+    first = int(random() * n)
+    second = int(random() * (n - 1))
+    if second >= first:
+        second += 1
+    a, b = candidates[first], candidates[second]
+    return b if b.outstanding < a.outstanding else a

@@ -1,0 +1,251 @@
+"""From a destination to a service port, from a request to a rule, a backend and an endpoint. PURE.
+
+`Tables` is the worker's view of the snapshot: flat dictionaries that are updated shard by shard. What has
+state across snapshots (outstanding requests of an endpoint, the sequence of a rule's weights) is kept by key
+and survives a change of its shard.
+
+Who wins among rules is decided when the snapshot is built; here the first match wins (Gateway API).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
+from ..config.shard import (
+    Endpoint,
+    Match,
+    MeshShard,
+    Rule,
+    ServicePort,
+    ServiceShard,
+    Shard,
+    SvidShard,
+    WorkloadShard,
+)
+from ..errors import Reason, Refused
+from .balance import WeightedCycle, pick
+
+
+class EndpointState:
+    """One endpoint with what this worker knows of it. Lives as long as some shard or request names it."""
+
+    __slots__ = ("addr", "endpoint", "outstanding")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.addr = EndpointAddr(endpoint.host, endpoint.port)
+        self.outstanding = 0
+
+    def __repr__(self) -> str:
+        return f"<EndpointState {self.addr} outstanding={self.outstanding} meshed={self.endpoint.meshed}>"
+
+
+class PortTable:
+    """One service port, ready to be asked."""
+
+    __slots__ = ("cycles", "endpoints", "port", "ready", "rules", "service", "spec")
+
+    def __init__(self, service: ServiceKey, spec: ServicePort, states: dict[Endpoint, EndpointState]) -> None:
+        self.service = service
+        self.spec = spec
+        self.port = spec.port
+        self.endpoints = [states[e] for e in spec.endpoints]
+        ready = [state for state in self.endpoints if state.endpoint.ready]
+        v4 = [state for state in ready if ":" not in state.endpoint.host]
+        v6 = [state for state in ready if ":" in state.endpoint.host]
+        # For a dual-stack client a dual-stack workload is one endpoint, not two; IPv4 goes first.
+        named = {state.endpoint.workload for state in v4 if state.endpoint.workload}
+        dual = v4 + [state for state in v6 if state.endpoint.workload not in named]
+        self.ready = {
+            frozenset((4,)): v4,
+            frozenset((6,)): v6,
+            frozenset((4, 6)): dual,
+        }
+        self.rules = spec.rules
+        self.cycles: dict[str, WeightedCycle] = {}
+
+
+class Choice(NamedTuple):
+    """Where a request goes, and what decided so."""
+
+    service: ServiceKey
+    """The backend's; "" for a destination that is no service."""
+    endpoint: EndpointState
+    rule: str
+    request_timeout_s: float
+
+
+def rule_matches(rule: Rule, path: str, headers: dict[str, str]) -> bool:
+    return not rule.matches or any(_matches(match, path, headers) for match in rule.matches)
+
+
+def _matches(match: Match, path: str, headers: dict[str, str]) -> bool:
+    if match.path_kind == "exact":
+        if path != match.path:
+            return False
+    elif not prefix_matches(match.path, path):
+        return False
+    return all(headers.get(wanted.name) == wanted.value for wanted in match.headers)
+
+
+def prefix_matches(prefix: str, path: str) -> bool:
+    """By path element, a trailing ``/`` of the prefix is ignored: /abc matches /abc, /abc/, /abc/d, not /abcd."""
+    prefix = prefix.rstrip("/")
+    return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == "/" or not prefix)
+
+
+class Tables:
+    """Everything a worker decides with. `random` gives floats in [0, 1)."""
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self.mesh = MeshShard()
+        self.workloads: dict[WorkloadKey, WorkloadShard] = {}
+        self.svids: dict[SpiffeId, SvidShard] = {}
+        self.services: dict[ServiceKey, ServiceShard] = {}
+        self.ports: dict[tuple[ServiceKey, int], PortTable] = {}
+        self._by_vip: dict[tuple[str, int], PortTable] = {}
+        self._vips: dict[str, ServiceKey] = {}
+        self._by_address: dict[str, WorkloadKey] = {}
+        self._direct: dict[Endpoint, EndpointState] = {}
+
+    # -- changes ------------------------------------------------------------------------------------
+
+    def put(self, shard: Shard) -> None:
+        match shard:
+            case ServiceShard():
+                self._put_service(shard)
+            case WorkloadShard():
+                key = WorkloadKey(f"{shard.namespace}/{shard.name}")
+                self._drop_workload(key)
+                self.workloads[key] = shard
+                for address in shard.addresses:
+                    self._by_address[address] = key
+            case SvidShard():
+                self.svids[shard.identity] = shard
+            case MeshShard():
+                self.mesh = shard
+
+    def drop(self, key: str) -> None:
+        kind, _, name = key.partition("/")
+        if kind == "service":
+            self._drop_service(ServiceKey(name), keep=frozenset())
+        elif kind == "workload":
+            self._drop_workload(WorkloadKey(name))
+        elif kind == "svid":
+            self.svids.pop(SpiffeId(name), None)
+
+    def _put_service(self, shard: ServiceShard) -> None:
+        key = ServiceKey(f"{shard.namespace}/{shard.name}")
+        self._drop_service(key, keep=frozenset(spec.port for spec in shard.ports))
+        self.services[key] = shard
+        for spec in shard.ports:
+            old = self.ports.get((key, spec.port))
+            states = {state.endpoint: state for state in old.endpoints} if old else {}
+            kept = {e: states.get(e) or self._direct.get(e) or EndpointState(e) for e in spec.endpoints}
+            table = PortTable(key, spec, kept)
+            if old is not None:
+                table.cycles = old.cycles
+            self.ports[key, spec.port] = table
+            for vip in shard.vips:
+                self._by_vip[vip, spec.port] = table
+        for vip in shard.vips:
+            self._vips[vip] = key
+
+    def _drop_service(self, key: ServiceKey, keep: frozenset[int]) -> None:
+        old = self.services.pop(key, None)
+        if old is None:
+            return
+        for spec in old.ports:
+            for vip in old.vips:
+                self._by_vip.pop((vip, spec.port), None)
+            if spec.port not in keep:
+                self.ports.pop((key, spec.port), None)
+        for vip in old.vips:
+            self._vips.pop(vip, None)
+
+    def _drop_workload(self, key: WorkloadKey) -> None:
+        old = self.workloads.pop(key, None)
+        if old is not None:
+            for address in old.addresses:
+                if self._by_address.get(address) == key:
+                    del self._by_address[address]
+
+    # -- questions ----------------------------------------------------------------------------------
+
+    def service_at(self, host: str, port: int) -> PortTable | None:
+        """The service port whose virtual IP this is."""
+        return self._by_vip.get((host, port))
+
+    def is_vip(self, host: str) -> bool:
+        return host in self._vips
+
+    def workload_at(self, host: str) -> WorkloadShard | None:
+        key = self._by_address.get(host)
+        return self.workloads[key] if key is not None else None
+
+    def direct(self, host: str, port: int) -> EndpointState:
+        """A destination that is no service. Its identity is the workload's that has this address, if any."""
+        workload = self.workload_at(host)
+        endpoint = Endpoint(host, port)
+        if workload is not None:
+            meshed = workload.meshed and workload.port_mtls.get(port, workload.mtls) != "DISABLE"
+            endpoint = Endpoint(
+                host,
+                port,
+                workload=WorkloadKey(f"{workload.namespace}/{workload.name}"),
+                identity=workload.identity if meshed else SpiffeId(""),
+                meshed=meshed,
+            )
+        state = self._direct.get(endpoint)
+        if state is None:
+            if len(self._direct) >= 4096:
+                # Only counts of idle destinations are lost.
+                self._direct = {e: s for e, s in self._direct.items() if s.outstanding}
+            state = self._direct[endpoint] = EndpointState(endpoint)
+        return state
+
+    def route(self, port: PortTable, path: str, headers: dict[str, str], families: frozenset[int]) -> Choice:
+        """Endpoint for one HTTP request to a service port. `headers`: lower-case names, values joined by ``,``.
+
+        Raises Refused with NO_ROUTE, BACKEND_INVALID or NO_HEALTHY_ENDPOINT.
+        """
+        if port.rules is None:
+            return self._endpoint(port, "", 0.0, families)
+        for rule in port.rules:
+            if rule_matches(rule, path, headers):
+                return self._backend(port, rule, families)
+        raise Refused(Reason.NO_ROUTE, f"no rule for {path} of service {port.service}:{port.port}", port.service)
+
+    def tcp(self, port: PortTable, families: frozenset[int]) -> Choice:
+        """Endpoint for an opaque connection to a service port."""
+        return self._endpoint(port, "", 0.0, families)
+
+    def _backend(self, port: PortTable, rule: Rule, families: frozenset[int]) -> Choice:
+        # Pieces of one rule share its name and so its sequence; new weights begin a new one.
+        weights = tuple(backend.weight for backend in rule.backends)
+        cycle = port.cycles.get(rule.name)
+        if cycle is None or cycle.weights != weights:
+            cycle = port.cycles[rule.name] = WeightedCycle(weights, self._random())
+        index = cycle.next()
+        if index < 0:
+            raise Refused(Reason.BACKEND_INVALID, "the rule has no backend with a weight", rule.name)
+        backend = rule.backends[index]
+        if backend.invalid:
+            raise Refused(Reason.BACKEND_INVALID, backend.invalid, rule.name)
+        target = self.ports.get((backend.service, backend.port))
+        if target is None:
+            # Its shard is still on the way to us, or was removed just now.
+            raise Refused(Reason.BACKEND_INVALID, f"{backend.service}:{backend.port} does not exist", rule.name)
+        return self._endpoint(target, rule.name, rule.request_timeout_s, families)
+
+    def _endpoint(self, port: PortTable, rule: str, timeout_s: float, families: frozenset[int]) -> Choice:
+        candidates = port.ready.get(families, ())
+        state = pick(candidates, self._random)
+        if state is None:
+            total = len(port.endpoints)
+            detail = f"{port.service}:{port.port} has {total} endpoint(s), none ready in a family of the client"
+            raise Refused(Reason.NO_HEALTHY_ENDPOINT, detail, rule or port.service)
+        return Choice(port.service, state, rule, timeout_s)

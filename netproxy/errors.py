@@ -1,0 +1,133 @@
+"""The error tree, and the one table that says what each end of a request means.
+
+A request or connection ends with exactly one `Reason`. Its row gives the HTTP status that we
+answer with (0: nothing can be answered any more), the flag in logs and in ``x-netproxy-reason``
+(Envoy's response flags where Envoy has one), and the sentence for people.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class NetproxyError(Exception):
+    """Root of everything netproxy raises on purpose."""
+
+
+class ProtocolError(NetproxyError):
+    """Bytes that a protocol does not allow."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We were about to send something illegal: our bug."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something illegal.
+
+    `status` is the HTTP status a server should answer with: 400, 408, 431, 501 or 505.
+    """
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.status = status
+
+
+class Refused(NetproxyError):
+    """A decision against a request, not a fault."""
+
+    def __init__(self, reason: Reason, detail: str = "", decided_by: str = "") -> None:
+        super().__init__(detail or reason.info.title)
+        self.reason = reason
+        self.detail = detail
+        self.decided_by = decided_by
+
+
+class UpstreamError(NetproxyError):
+    """An upstream could not be reached or failed; `reason` says how."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(detail or reason.info.title)
+        self.reason = reason
+        self.detail = detail
+
+
+class IdentityError(NetproxyError):
+    """A certificate, key or peer identity is missing, wrong or not trusted."""
+
+
+class ConfigError(NetproxyError):
+    """One object that can't be used. `str()` is one line: ``file:line: Kind ns/name: field: message``."""
+
+    def __init__(self, message: str, *, file: str = "", line: int = 0, obj: str = "", field: str = "") -> None:
+        self.message, self.file, self.line, self.obj, self.field = message, file, line, obj, field
+        where = f"{file}:{line}" if line else file
+        super().__init__(": ".join(part for part in (where, obj, field, message) if part))
+
+
+class ReasonInfo(NamedTuple):
+    status: int
+    flag: str
+    title: str
+
+
+class Reason(enum.IntEnum):
+    """Why a request or connection ended. The order is part of the arena's layout: append only."""
+
+    OK = 0
+    NO_ROUTE = 1
+    BACKEND_INVALID = 2
+    NO_HEALTHY_ENDPOINT = 3
+    CONNECT_FAILED = 4
+    CONNECT_TIMEOUT = 5
+    UPSTREAM_TIMEOUT = 6
+    UPSTREAM_CLOSED = 7
+    UPSTREAM_PROTOCOL = 8
+    DOWNSTREAM_CLOSED = 9
+    DOWNSTREAM_PROTOCOL = 10
+    HEAD_TOO_LARGE = 11
+    HEAD_TIMEOUT = 12
+    IDLE_TIMEOUT = 13
+    MTLS_REQUIRED = 14
+    IDENTITY_MISMATCH = 15
+    OVERLOADED = 16
+    DRAINING = 17
+    PROTOCOL_MISMATCH = 18
+    NOT_IMPLEMENTED = 19
+    EGRESS_DENIED = 20
+    LOOP = 21
+    INTERNAL = 22
+
+    @property
+    def info(self) -> ReasonInfo:
+        return REASONS[self]
+
+
+REASONS: dict[Reason, ReasonInfo] = {
+    Reason.OK: ReasonInfo(200, "-", "done"),
+    Reason.NO_ROUTE: ReasonInfo(404, "NR", "no route rule matches the request"),
+    Reason.BACKEND_INVALID: ReasonInfo(500, "NC", "the chosen backend does not exist or is invalid"),
+    Reason.NO_HEALTHY_ENDPOINT: ReasonInfo(503, "UH", "the backend has no ready endpoint"),
+    Reason.CONNECT_FAILED: ReasonInfo(503, "UF", "the endpoint could not be connected"),
+    Reason.CONNECT_TIMEOUT: ReasonInfo(503, "UF", "the endpoint did not accept in time"),
+    Reason.UPSTREAM_TIMEOUT: ReasonInfo(504, "UT", "the upstream did not answer in time"),
+    Reason.UPSTREAM_CLOSED: ReasonInfo(502, "UC", "the upstream closed before its answer was complete"),
+    Reason.UPSTREAM_PROTOCOL: ReasonInfo(502, "UPE", "the upstream sent a malformed answer"),
+    Reason.DOWNSTREAM_CLOSED: ReasonInfo(0, "DC", "the client closed before the answer was complete"),
+    Reason.DOWNSTREAM_PROTOCOL: ReasonInfo(400, "DPE", "the request is malformed"),
+    Reason.HEAD_TOO_LARGE: ReasonInfo(431, "DPE", "the request head is larger than the limit"),
+    Reason.HEAD_TIMEOUT: ReasonInfo(408, "DT", "the request head did not arrive in time"),
+    Reason.IDLE_TIMEOUT: ReasonInfo(0, "SI", "nothing moved for the idle timeout"),
+    Reason.MTLS_REQUIRED: ReasonInfo(403, "UAEX", "the workload accepts mesh TLS only"),
+    Reason.IDENTITY_MISMATCH: ReasonInfo(503, "UF", "the endpoint has not the identity it should have"),
+    Reason.OVERLOADED: ReasonInfo(503, "UO", "a limit on connections or requests is reached"),
+    Reason.DRAINING: ReasonInfo(503, "OM", "the proxy is shutting down"),
+    Reason.PROTOCOL_MISMATCH: ReasonInfo(0, "DPE", "the port carries HTTP, the bytes are something else"),
+    Reason.NOT_IMPLEMENTED: ReasonInfo(501, "DPE", "the request needs something that is not supported"),
+    Reason.EGRESS_DENIED: ReasonInfo(502, "NR", "the outbound policy denies unknown destinations"),
+    Reason.LOOP: ReasonInfo(502, "NR", "the destination is the proxy itself"),
+    Reason.INTERNAL: ReasonInfo(500, "LR", "an internal error"),
+}
+assert set(REASONS) == set(Reason)

@@ -1,0 +1,456 @@
+"""Mesh TLS: a `Stream` over a `Stream`, and the contexts it runs with.
+
+Owns an OpenSSL engine between two memory buffers, not the loop's TLS: that one can't half-close, and uvloop's holds
+197 KiB per connection.
+
+    lower data      -> shaking: handshake | open: decrypt, deliver | ended, failed: dropped
+    close_notify    -> the sink hears the end; writing goes on (RFC 8446 section 6.1)
+    FIN without it  -> `closed` with an error, never an end: someone may have cut the stream
+    write_eof       -> close_notify, then the lower stream's end; reading goes on
+
+Threats: no certificate, another mesh's, an expired one (OpenSSL refuses, TLS 1.3 only, no resumption: a ticket would
+outlive the certificate that earned it); a certificate of this mesh but of another workload (`require_identity`);
+truncation (above); a peer that stalls (`wait_handshake` has a timeout, what is queued has the lower stream's bound).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Literal
+
+from ..addr import SpiffeId
+from ..config.shard import SvidShard
+from ..errors import IdentityError, LocalProtocolError
+from ..stream import Sink, Stream
+from ..tcp import Delivery
+from .spiffe import identity_of_der
+
+ALPN_HTTP1 = "netproxy/http/1.1"
+ALPN_TCP = "netproxy/tcp"
+MESH_ALPN = (ALPN_HTTP1, ALPN_TCP)
+
+_RECORD = 16 * 1024
+"""Plaintext of one record at most (RFC 8446 section 5.1): a read never leaves a rest. Written in the same steps."""
+_FEED = 32 * 1024
+"""OpenSSL's memory buffers never shrink: fed whole with uvloop's 256 KiB reads, each connection would keep 340 KiB."""
+_ALERT_FLUSH_S = 1.0
+"""How long a failed connection may take to get its alert out."""
+
+
+class TlsStream:
+    """TLS over `lower`, whose sink it becomes. The handshake starts at once.
+
+    `handshaken` is called when it is done, before any data is delivered. A failure is told by `closed` (or raised by
+    `wait_handshake`) with an IdentityError. Without a sink nothing is lost: reading is paused until there is one.
+    """
+
+    __slots__ = (
+        "__weakref__", "_closing", "_delivery", "_ended", "_error", "_handshaken", "_incoming", "_outgoing", "_shaken",
+        "_ssl", "_timer", "_told_shaken", "_waiters", "_wrote_eof", "lower",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        lower: Stream,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        sink: Sink | None = None,
+        handshaken: Callable[[TlsStream], None] | None = None,
+    ) -> None:
+        self.lower = lower
+        self._delivery = Delivery(sink, lower.resume_reading)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._handshaken = handshaken
+        self._waiters: list[asyncio.Future[None]] = []
+        self._shaken = self._told_shaken = False
+        self._ended = False  # close_notify received
+        self._wrote_eof = False
+        self._closing = False
+        self._error: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        lower.sink = self
+        lower.resume_reading()
+        self._shake()
+
+    def __repr__(self) -> str:
+        state = "open" if self._shaken else "shaking"
+        ends = " eof" * self._ended + " wrote-eof" * self._wrote_eof + " closing" * self.closing
+        return f"<TlsStream {state}{ends} held={self._delivery.held()} error={self._error!r} over {self.lower!r}>"
+
+    # What the peer has shown. Nothing before the handshake is done.
+
+    @property
+    def alpn(self) -> str | None:
+        """None: the peer offered, or chose, nothing that we know."""
+        return self._ssl.selected_alpn_protocol() if self._shaken else None
+
+    def peer_certificate_der(self) -> bytes | None:
+        return self._ssl.getpeercert(True) if self._shaken else None
+
+    def peer_sha256(self) -> str | None:
+        """Of the certificate, hexadecimal."""
+        der = self.peer_certificate_der()
+        return None if der is None else hashlib.sha256(der).hexdigest()
+
+    def peer_identity(self) -> SpiffeId | None:
+        """None also when the certificate is trusted but no X509-SVID; `require_identity` says why."""
+        der = self.peer_certificate_der()
+        try:
+            return None if der is None else identity_of_der(der)
+        except IdentityError:
+            return None
+
+    async def wait_handshake(self, timeout_s: float) -> None:
+        """Raises IdentityError when it fails or takes longer; the stream is closed then, as when this is cancelled."""
+        if self._error is not None:
+            raise self._error
+        if self._shaken:
+            return
+        if self._closing:
+            raise IdentityError("closed before the TLS handshake was done")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError as exc:
+            self._error = IdentityError(f"the TLS handshake was not done in {timeout_s:g} s")
+            self.abort()
+            raise self._error from exc
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    # Stream.
+
+    @property
+    def sink(self) -> Sink:
+        return self._delivery.sink
+
+    @sink.setter
+    def sink(self, sink: Sink) -> None:
+        self._delivery.replace(sink)
+
+    @property
+    def closing(self) -> bool:
+        return self._closing or self._error is not None or self.lower.closing
+
+    def write(self, data: bytes) -> None:
+        """Dropped when the stream is closing. Raises LocalProtocolError before the handshake and after `write_eof`."""
+        if self._closing or self._error is not None:
+            return
+        if not self._shaken or self._wrote_eof:
+            raise LocalProtocolError("write after write_eof" if self._shaken else "write before the handshake is done")
+        try:
+            if len(data) <= _RECORD:
+                if data:
+                    self._ssl.write(data)
+                    self.lower.write(self._outgoing.read())
+                return
+            view = memoryview(data)
+            records = []
+            for start in range(0, len(data), _RECORD):
+                self._ssl.write(view[start : start + _RECORD])
+                records.append(self._outgoing.read())
+        except ssl.SSLError as exc:
+            self._fail(_readable(exc), exc)
+            return
+        self.lower.write(b"".join(records))
+
+    def write_eof(self) -> None:
+        """Raises LocalProtocolError before the handshake is done."""
+        if self._wrote_eof or self.closing:
+            return
+        if not self._shaken:
+            raise LocalProtocolError("write_eof before the handshake is done")
+        self._notify_close()
+        self.lower.write_eof()
+
+    def pause_reading(self) -> None:
+        self._delivery.pause()
+        if self._told_shaken:
+            self.lower.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._delivery.resume()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        if self._shaken and not self._wrote_eof and self._error is None:
+            self._notify_close()
+        self._closing = True
+        self._delivery.stop()
+        self.lower.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._delivery.stop()
+        self.lower.abort()
+
+    def buffered(self) -> int:
+        """Ciphertext: nothing is kept in plaintext."""
+        return self.lower.buffered()
+
+    # Sink of the lower stream.
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing or self._ended or self._error is not None:
+            return
+        plain: list[bytes] = []
+        failure: ssl.SSLError | None = None
+        view = data if len(data) <= _FEED else memoryview(data)
+        try:
+            for start in range(0, len(data), _FEED):
+                self._incoming.write(view[start : start + _FEED])
+                if (self._shaken or self._shake()) and self._decrypt(plain):
+                    self._ended = True
+                    break
+                if self._error is not None:
+                    return
+        except ssl.SSLError as exc:
+            failure = exc
+        self._flush()  # a key update is answered, a failure is told the peer
+        if self._shaken and not self._told_shaken:
+            self._tell_shaken()
+        # The owner is called with nothing left to decrypt, so that it may `write_eof` at any place (see _notify_close).
+        delivery = self._delivery
+        if plain and not self._closing:
+            text = plain[0] if len(plain) == 1 else b"".join(plain)
+            if delivery.ready:
+                delivery.target.data_received(text)  # type: ignore[union-attr]  # ready implies a target
+            else:
+                delivery.hold(text)
+                self.lower.pause_reading()
+        if failure is not None:
+            self._fail(_readable(failure), failure)
+        elif self._ended:
+            delivery.eof()
+
+    def eof_received(self) -> None:
+        if self._ended or self.closing:
+            return
+        if self._shaken:
+            self._error = ConnectionAbortedError(
+                "the peer ended the connection without ending TLS: data may be missing"
+            )
+        else:
+            self._error = IdentityError("the peer closed the connection during the TLS handshake")
+        self._release(self._error)
+        self.abort()
+
+    def writable(self, ok: bool) -> None:
+        self._delivery.writable(ok)
+
+    def closed(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        error = self._error or exc
+        if not self._shaken and self._error is None and not (self._closing and exc is None):
+            error = IdentityError(f"the connection was lost during the TLS handshake: {exc}")
+            error.__cause__ = exc
+        self._error = error
+        self._closing = True
+        self._release(error or IdentityError("closed before the TLS handshake was done"))
+        self._handshaken = None
+        self._delivery.lost(error)
+
+    # The engine.
+
+    def _shake(self) -> bool:
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return False
+        except ssl.SSLError as exc:
+            self._flush()
+            self._fail(_readable(exc), exc)
+            return False
+        self._shaken = True
+        return True
+
+    def _tell_shaken(self) -> None:
+        self._told_shaken = True
+        if not self._delivery.ready:
+            self.lower.pause_reading()
+        self._release(None)
+        if self._handshaken is not None:
+            handshaken, self._handshaken = self._handshaken, None
+            handshaken(self)
+
+    def _release(self, error: Exception | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
+
+    def _decrypt(self, plain: list[bytes]) -> bool:
+        """Everything that has arrived. True: the peer has sent close_notify."""
+        read, incoming = self._ssl.read, self._incoming
+        try:
+            # Asked first: raising SSLWantReadError costs more than decrypting a small record.
+            while incoming.pending:
+                data = read(_RECORD)
+                if not data:
+                    return True
+                plain.append(data)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:  # instead of b"" when we have sent ours
+            return True
+        return False
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self._wrote_eof:
+            self.lower.write(self._outgoing.read())
+
+    def _notify_close(self) -> None:
+        # unwrap() writes close_notify and then looks for the peer's: application data still in the buffer would be an
+        # error for it. All that arrives is decrypted at once, so it finds nothing and wants to read; reading goes on
+        # after it.
+        try:
+            self._ssl.unwrap()
+        except ssl.SSLError:
+            pass
+        self._flush()
+        self._wrote_eof = True
+
+    def _fail(self, detail: str, cause: Exception) -> None:
+        if self._error is not None or self._closing:
+            return
+        error = IdentityError(detail)
+        error.__cause__ = cause
+        self._error = error
+        self._delivery.stop()
+        self._release(error)
+        self._flush()
+        # A peer that does not read would keep the alert, and so the connection, for ever.
+        self._timer = asyncio.get_running_loop().call_later(_ALERT_FLUSH_S, self.lower.abort)
+        self.lower.close()
+
+
+def _readable(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is not accepted: {exc.verify_message}"
+    reason = (exc.reason or str(exc)).lower().replace("_", " ")
+    if "alert" in reason:
+        return f"the peer refused the TLS connection: {reason}"
+    return f"TLS failed: {reason}"
+
+
+def require_identity(stream: TlsStream, allowed: Collection[SpiffeId]) -> SpiffeId:
+    """The peer's identity, one of `allowed`. Raises IdentityError; closing the stream is the caller's part."""
+    der = stream.peer_certificate_der()
+    if der is None:
+        raise IdentityError("the peer has no certificate")
+    identity = identity_of_der(der)
+    if identity not in allowed:
+        raise IdentityError(f"the peer is {identity}, not {' or '.join(sorted(allowed)) or 'anyone allowed'}")
+    return identity
+
+
+def server_context(svid: SvidShard, alpn: tuple[str, ...] = MESH_ALPN) -> ssl.SSLContext:
+    """Refuses clients without a certificate of the mesh. 2 ms: see `ContextCache`. Raises IdentityError.
+
+    A client that offers no ALPN of ours is let through by OpenSSL: look at `TlsStream.alpn`.
+    """
+    context = _context(ssl.PROTOCOL_TLS_SERVER, svid, alpn)
+    # Our clients do not resume, and resumption would skip the check of the certificate's end.
+    context.num_tickets = 0
+    return context
+
+
+def client_context(svid: SvidShard, alpn: tuple[str, ...] = (ALPN_HTTP1,)) -> ssl.SSLContext:
+    """Accepts any server of the mesh: `require_identity` must follow. Raises IdentityError."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, svid, alpn)
+
+
+def _context(protocol: int, svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    # The name is the SPIFFE ID, which OpenSSL does not compare.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(cadata=svid.bundle_pem)
+        _load_chain(context, svid)
+    except (ssl.SSLError, ValueError) as exc:
+        raise IdentityError(f"the SVID of {svid.identity} can't be used: {exc}") from exc
+    except OSError as exc:
+        raise IdentityError(
+            f"the SVID of {svid.identity} can't be loaded: {exc}; a process that changed its uid "
+            "must call prctl(PR_SET_DUMPABLE, 1) to open its own /proc/self/fd"
+        ) from exc
+    context.set_alpn_protocols(list(alpn))
+    return context
+
+
+def _load_chain(context: ssl.SSLContext, svid: SvidShard) -> None:
+    """`ssl` loads keys from a path only; a memfd has one and never touches a disk.
+
+    The kernel makes a process non-dumpable that changes its uid, and /proc/self/fd its root's (proc(5)): who drops
+    privileges must call prctl(PR_SET_DUMPABLE, 1) afterwards.
+    """
+    fd = os.memfd_create("svid", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(svid.chain_pem.encode() + svid.key_pem.encode())
+        # An encrypted key must fail, not ask on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{fd}", password=b"")
+    finally:
+        os.close(fd)
+
+
+class ContextCache:
+    """The contexts in use, least recently used dropped: each is 24 KiB and 2 ms. Built at first use.
+
+    The key is the whole SVID: one that was renewed, or whose bundle changed, is never served by an old context.
+    """
+
+    def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
+        self._contexts: OrderedDict[tuple[Literal["server", "client"], tuple[str, ...], SvidShard], ssl.SSLContext]
+        self._contexts = OrderedDict()
+        self._built = 0
+
+    def server(self, svid: SvidShard, alpn: tuple[str, ...] = MESH_ALPN) -> ssl.SSLContext:
+        return self._get("server", svid, alpn)
+
+    def client(self, svid: SvidShard, alpn: tuple[str, ...] = (ALPN_HTTP1,)) -> ssl.SSLContext:
+        return self._get("client", svid, alpn)
+
+    def drop(self, identity: SpiffeId) -> None:
+        """Renewed or gone. Connections made with the contexts go on."""
+        for key in [key for key in self._contexts if key[2].identity == identity]:
+            del self._contexts[key]
+
+    def statistics(self) -> dict[str, int]:
+        return {"contexts": len(self._contexts), "limit": self._limit, "built": self._built}
+
+    def _get(self, role: Literal["server", "client"], svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        key = (role, alpn, svid)
+        context = self._contexts.get(key)
+        if context is None:
+            context = server_context(svid, alpn) if role == "server" else client_context(svid, alpn)
+            self._built += 1
+            self._contexts[key] = context
+            if len(self._contexts) > self._limit:
+                self._contexts.popitem(last=False)
+        else:
+            self._contexts.move_to_end(key)
+        return context

@@ -1,0 +1,44 @@
+"""What this node is about to touch, written before it is touched: `netproxy clean` works from it.
+
+JSON in the run folder: ``{"node": ..., "workloads": {key: {"netns": path, "dev": n, "ino": n}}}``. Replaced
+atomically. An entry goes when nothing of ours is left in that namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TypedDict
+
+
+class Entry(TypedDict):
+    netns: str
+    dev: int
+    ino: int
+
+
+class Journal:
+    def __init__(self, path: str, node: str) -> None:
+        self._path = path
+        self._node = node
+        self.entries: dict[str, Entry] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError), open(path) as file:
+            self.entries = json.load(file)["workloads"]
+
+    def add(self, workload: str, entry: Entry) -> None:
+        if self.entries.get(workload) != entry:
+            self.entries[workload] = entry
+            self._write()
+
+    def remove(self, workload: str) -> None:
+        if self.entries.pop(workload, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        temporary = f"{self._path}.new"
+        with open(temporary, "w") as file:
+            json.dump({"node": self._node, "workloads": self.entries}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)

@@ -1,0 +1,1 @@
+"""What is counted and shown: recording in the workers, rendering in the brain."""

@@ -1,0 +1,169 @@
+"""Prometheus text from the arena and the brain's own condition. Runs at scrape time, in the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from .. import __version__
+from ..arena import (
+    BUCKETS_US,
+    CONN_BYTES_IN,
+    CONN_BYTES_OUT,
+    CONN_CLOSED,
+    CONN_OPENED,
+    CONNECTIONS,
+    EVENTS,
+    GAUGE_DOWNSTREAM,
+    GAUGE_POOLED,
+    GAUGE_UPSTREAM,
+    REQ_BUCKETS,
+    REQ_BYTES_IN,
+    REQ_BYTES_OUT,
+    REQ_COUNT,
+    REQ_SUM_US,
+    REQUESTS,
+    ArenaReader,
+    Row,
+)
+from .record import CONNECTION_LABELS, REQUEST_LABELS
+
+_DURATION_LABELS = REQUEST_LABELS[:7]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the brain knows at scrape time. Keys of `steering` are workloads: (mechanism, policy, state)."""
+
+    node: str
+    steering: dict[str, tuple[str, str, str]]
+    certificates: dict[str, float]
+    """Identity -> end of validity, Unix seconds."""
+    rejected: int
+    restarts: dict[str, int]
+    processes: dict[tuple[str, int], bool]
+    """(role, slot) -> ready."""
+    config_ok: bool
+    config_age_s: float
+
+
+class _Collector:
+    def __init__(self, arena: ArenaReader, condition: Callable[[], Condition]) -> None:
+        self._arena = arena
+        self._condition = condition
+
+    def collect(self) -> Iterator[Metric]:
+        rows = list(self._arena.rows())
+        yield from _requests([row for row in rows if row.kind == REQUESTS])
+        yield from _connections([row for row in rows if row.kind == CONNECTIONS])
+        yield from _events([row for row in rows if row.kind == EVENTS])
+        for name, text, index in (
+            ("netproxy_downstream_connections", "Connections of workloads that are open now.", GAUGE_DOWNSTREAM),
+            ("netproxy_upstream_http_connections", "HTTP connections to endpoints, busy or idle.", GAUGE_UPSTREAM),
+            ("netproxy_upstream_http_idle", "HTTP connections to endpoints that wait in the pool.", GAUGE_POOLED),
+        ):
+            yield GaugeMetricFamily(name, text, value=self._arena.gauge(index))
+        yield from _condition(self._condition())
+
+
+def registry(arena: ArenaReader, condition: Callable[[], Condition]) -> CollectorRegistry:
+    made = CollectorRegistry(auto_describe=False)
+    made.register(_Collector(arena, condition))
+    return made
+
+
+def render(made: CollectorRegistry) -> bytes:
+    return generate_latest(made)
+
+
+def _pad(labels: tuple[str, ...], length: int) -> tuple[str, ...]:
+    """The overflow row has one label; show it in every position."""
+    return labels if len(labels) == length else (labels[0],) * length
+
+
+def _requests(rows: list[Row]) -> Iterator[Metric]:
+    total = CounterMetricFamily("netproxy_requests", "HTTP requests that ended.", labels=REQUEST_LABELS)
+    received = CounterMetricFamily("netproxy_request_bytes", "Octets of request bodies.", labels=_DURATION_LABELS)
+    sent = CounterMetricFamily("netproxy_response_bytes", "Octets of response bodies.", labels=_DURATION_LABELS)
+    duration = HistogramMetricFamily(
+        "netproxy_request_duration_seconds", "From the request's head to the response's end.", labels=_DURATION_LABELS
+    )
+    summed: dict[tuple[str, ...], list[int]] = {}
+    for row in rows:
+        if not row.cells[REQ_COUNT]:
+            continue
+        labels = _pad(row.labels, len(REQUEST_LABELS))
+        total.add_metric(labels, row.cells[REQ_COUNT])
+        cells = summed.setdefault(labels[: len(_DURATION_LABELS)], [0] * len(row.cells))
+        for index, value in enumerate(row.cells):
+            cells[index] += value
+    for labels, cells in summed.items():
+        received.add_metric(labels, cells[REQ_BYTES_IN])
+        sent.add_metric(labels, cells[REQ_BYTES_OUT])
+        buckets, running = [], 0
+        for index, bound in enumerate(BUCKETS_US):
+            running += cells[REQ_BUCKETS + index]
+            buckets.append((f"{bound / 1e6:g}", float(running)))
+        running += cells[REQ_BUCKETS + len(BUCKETS_US)]
+        buckets.append(("+Inf", float(running)))
+        duration.add_metric(labels, buckets, sum_value=cells[REQ_SUM_US] / 1e6)
+    yield from (total, received, sent, duration)
+
+
+def _connections(rows: list[Row]) -> Iterator[Metric]:
+    names = (
+        ("netproxy_tcp_connections_opened", "Opaque connections that were opened.", CONN_OPENED),
+        ("netproxy_tcp_connections_closed", "Opaque connections that ended, by reason.", CONN_CLOSED),
+        ("netproxy_tcp_received_bytes", "Octets from clients of opaque connections.", CONN_BYTES_IN),
+        ("netproxy_tcp_sent_bytes", "Octets to clients of opaque connections.", CONN_BYTES_OUT),
+    )
+    for name, text, index in names:
+        family = CounterMetricFamily(name, text, labels=CONNECTION_LABELS)
+        for row in rows:
+            if row.cells[index]:
+                family.add_metric(_pad(row.labels, len(CONNECTION_LABELS)), row.cells[index])
+        yield family
+
+
+def _events(rows: list[Row]) -> Iterator[Metric]:
+    family = CounterMetricFamily("netproxy_events", "Rare events of the data path.", labels=("event", "detail"))
+    for row in rows:
+        if row.cells[0]:
+            family.add_metric(_pad(row.labels, 2), row.cells[0])
+    yield family
+
+
+def _condition(now: Condition) -> Iterator[Metric]:
+    build = GaugeMetricFamily("netproxy_build_info", "1; the version in a label.", labels=("version", "node", "http1"))
+    build.add_metric((__version__, now.node, "reference"), 1)
+    yield build
+    steering = GaugeMetricFamily(
+        "netproxy_workload_steering",
+        "1 for the state each local workload is in.",
+        labels=("workload", "mechanism", "failure_policy", "state"),
+    )
+    for workload, (mechanism, policy, state) in now.steering.items():
+        steering.add_metric((workload, mechanism, policy, state), 1)
+    yield steering
+    certificates = GaugeMetricFamily(
+        "netproxy_certificate_not_after_seconds", "End of validity of a local SVID.", labels=("identity",)
+    )
+    for identity, not_after in now.certificates.items():
+        certificates.add_metric((identity,), not_after)
+    yield certificates
+    yield GaugeMetricFamily(
+        "netproxy_rejected_objects", "Configuration objects that can't be used.", value=now.rejected
+    )
+    yield GaugeMetricFamily("netproxy_config_ok", "1 when the last read of the files worked.", value=now.config_ok)
+    yield GaugeMetricFamily("netproxy_config_age_seconds", "Since the snapshot in force.", value=now.config_age_s)
+    restarts = CounterMetricFamily("netproxy_process_restarts", "Unplanned ends of a process.", labels=("role",))
+    for role, count in now.restarts.items():
+        restarts.add_metric((role,), count)
+    yield restarts
+    ready = GaugeMetricFamily("netproxy_process_ready", "1 when the process is ready.", labels=("role", "slot"))
+    for (role, slot), is_ready in now.processes.items():
+        ready.add_metric((role, str(slot)), is_ready)
+    yield ready

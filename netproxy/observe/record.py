@@ -1,0 +1,115 @@
+"""Counting in a worker: names of the series, and how a request or connection is entered.
+
+Labels travel as the arena's row labels, in the order of `REQUEST_LABELS` and `CONNECTION_LABELS`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import NamedTuple
+
+from ..arena import (
+    BUCKETS_US,
+    CONN_BYTES_IN,
+    CONN_BYTES_OUT,
+    CONN_CLOSED,
+    CONN_OPENED,
+    CONNECTIONS,
+    GAUGE_DOWNSTREAM,
+    REQ_BUCKETS,
+    REQ_BYTES_IN,
+    REQ_BYTES_OUT,
+    REQ_COUNT,
+    REQ_SUM_US,
+    REQUESTS,
+    ArenaWriter,
+)
+from ..errors import Reason
+
+REQUEST_LABELS = (
+    "reporter",
+    "source_workload",
+    "source_principal",
+    "destination_workload",
+    "destination_service",
+    "protocol",
+    "security",
+    "code",
+    "flag",
+    "reason",
+)
+CONNECTION_LABELS = (
+    "reporter",
+    "source_workload",
+    "source_principal",
+    "destination_workload",
+    "destination_service",
+    "security",
+    "flag",
+    "reason",
+)
+
+
+class Parties(NamedTuple):
+    """Who talks to whom. Workloads as ``namespace/name``, "unknown" when none has the address."""
+
+    reporter: str
+    """``source`` (outbound) or ``destination`` (inbound)."""
+    source_workload: str
+    source_principal: str
+    destination_workload: str
+    destination_service: str
+
+
+class Recorder:
+    def __init__(self, arena: ArenaWriter) -> None:
+        self.arena = arena
+        self._rows: dict[tuple[object, ...], int] = {}
+
+    def _row(self, kind: int, key: tuple[object, ...], labels: tuple[str, ...]) -> int:
+        row = self._rows.get(key)
+        if row is None:
+            if len(self._rows) > 8192:
+                self._rows.clear()
+            row = self._rows[key] = self.arena.row(kind, labels)
+        return row
+
+    def request(
+        self, parties: Parties, security: str, status: int, reason: Reason, numbers: tuple[float, int, int]
+    ) -> None:
+        """`numbers`: duration in seconds, octets of request body, octets of response body."""
+        key = (REQUESTS, parties, security, status, reason)
+        row = self._rows.get(key)
+        if row is None:
+            labels = (*parties, "http/1.1", security, str(status), reason.info.flag, reason.name)
+            row = self._row(REQUESTS, key, labels)
+        duration_us = int(numbers[0] * 1e6)
+        cells = self.arena.cells
+        cells[row + REQ_COUNT] += 1
+        cells[row + REQ_SUM_US] += duration_us
+        cells[row + REQ_BYTES_IN] += numbers[1]
+        cells[row + REQ_BYTES_OUT] += numbers[2]
+        cells[row + REQ_BUCKETS + bisect_left(BUCKETS_US, duration_us)] += 1
+
+    def opened(self) -> None:
+        self.arena.gauges[GAUGE_DOWNSTREAM] += 1
+
+    def gone(self) -> None:
+        self.arena.gauges[GAUGE_DOWNSTREAM] -= 1
+
+    def connection(self, parties: Parties, security: str, reason: Reason) -> int:
+        """Row of an opaque connection's series; add to its cells with `moved`, `connection_closed`."""
+        key = (CONNECTIONS, parties, security, reason)
+        labels = (*parties, security, reason.info.flag, reason.name)
+        return self._row(CONNECTIONS, key, labels)
+
+    def connection_opened(self, parties: Parties, security: str) -> None:
+        self.arena.cells[self.connection(parties, security, Reason.OK) + CONN_OPENED] += 1
+
+    def connection_closed(self, parties: Parties, security: str, reason: Reason, moved: tuple[int, int]) -> None:
+        """`moved`: octets from the client, octets to the client."""
+        row = self.connection(parties, security, reason)
+        cells = self.arena.cells
+        cells[row + CONN_CLOSED] += 1
+        cells[row + CONN_BYTES_IN] += moved[0]
+        cells[row + CONN_BYTES_OUT] += moved[1]

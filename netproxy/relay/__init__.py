@@ -1,0 +1,1 @@
+"""What happens between a downstream and an upstream stream: HTTP exchanges, or opaque bytes."""

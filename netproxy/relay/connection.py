@@ -1,0 +1,731 @@
+"""HTTP connections: downstream, upstream, and the exchange between them.
+
+One `Exchange` per request. Its two halves move independently::
+
+    request:   reading --End--> sent
+    upstream:  none --take/dial--> open --(response End)--> given back or closed
+    response:  none --head--> started --End--> done
+
+It ends exactly once, in `_finish`, with exactly one Reason. Before the response has started a failure is
+answered (problem+json); after that the downstream connection is reset, since a clean close could pass for a
+complete body.
+
+Backpressure: the downstream is not read while its upstream is not connected or not writable, the
+upstream is not read while the downstream is not writable. So at most one received chunk and the write
+buffers are held.
+
+A request on a reused connection that dies before a single octet came back is sent again, once, on a
+fresh one, if its method is idempotent and it had no body (RFC 9110 section 9.2.2): the endpoint closed its idle
+connection just then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
+from ..codec.events import (
+    ConnectionClosed,
+    Data,
+    End,
+    Event,
+    Informational,
+    RequestHead,
+    Reset,
+    ResponseHead,
+    Trailers,
+)
+from ..codec.h1 import H1Client, H1Limits, H1Server, client_engine, server_engine
+from ..decide.route import Choice
+from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
+from ..observe.record import Parties
+from ..stream import Stream
+from ..upstream.pool import PoolKey
+from .exchange import (
+    headers_for_match,
+    path_of,
+    problem,
+    request_for_upstream,
+    response_for_downstream,
+    xfcc_value,
+)
+from .services import Facts, Services
+
+ALPN_HTTP1 = "netproxy/http/1.1"
+_LINGER_S = 2.0
+_LINGER_BYTES = 1024 * 1024
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+
+# Why the downstream is not read.
+_CONNECTING, _UPSTREAM_FULL, _PIPELINED = 1, 2, 4
+
+
+class HttpConnection:
+    """The downstream side; the sink of its stream."""
+
+    __slots__ = (
+        "_activity",
+        "_close_after",
+        "_engine",
+        "_exchange",
+        "_head_since",
+        "_holds",
+        "_linger_left",
+        "_linger_until",
+        "_pumping",
+        "_want_resume",
+        "_writable",
+        "facts",
+        "services",
+        "stream",
+        "workload",
+    )
+
+    def __init__(self, stream: Stream, facts: Facts, services: Services) -> None:
+        mesh = services.tables.mesh
+        self.stream = stream
+        self.facts = facts
+        self.services = services
+        self.workload = facts.workload
+        self._engine: H1Server = server_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
+        self._exchange: Exchange | None = None
+        self._holds = 0
+        self._writable = True
+        self._close_after = False
+        self._want_resume = self._pumping = False
+        self._activity = services.now()
+        self._head_since = 0.0
+        """When the first octet of an incomplete head arrived; 0.0 while there is none."""
+        self._linger_until = 0.0
+        self._linger_left = 0
+        services.live.add(self)
+        services.recorder.opened()
+        stream.sink = self
+        stream.resume_reading()
+
+    def __repr__(self) -> str:
+        way = "inbound" if self.facts.inbound else "outbound"
+        return f"<HttpConnection {way} {self.facts.client} -> {self.facts.dst} {self._exchange or 'idle'}>"
+
+    # -- the stream's events ------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._linger_until:
+            self._linger_left -= len(data)
+            if self._linger_left < 0:
+                self.stream.abort()
+            return
+        self._activity = self.services.now()
+        try:
+            events = self._engine.receive(data)
+        except RemoteProtocolError as exc:
+            self._bad_request(exc)
+            return
+        self._pump(events)
+
+    def eof_received(self) -> None:
+        if self._linger_until:
+            self.stream.close()
+            return
+        try:
+            events = self._engine.receive(b"")
+        except RemoteProtocolError:
+            # Mid-message: the client gave up.
+            self.stream.abort()
+            return
+        self._pump(events)
+
+    def writable(self, ok: bool) -> None:
+        self._writable = ok
+        if self._exchange is not None:
+            self._exchange.downstream_writable(ok)
+
+    def closed(self, exc: Exception | None) -> None:
+        self.services.live.discard(self)
+        self.services.recorder.gone()
+        if self._exchange is not None:
+            self._exchange.downstream_gone()
+
+    # -- the worker's door --------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        mesh = self.services.tables.mesh
+        if self._linger_until:
+            if now >= self._linger_until:
+                self.stream.abort()
+        elif self._exchange is not None:
+            if now - self._activity >= mesh.idle_timeout_s:
+                self._exchange.idle_timeout()
+        elif self._head_since:
+            if now - self._head_since >= mesh.header_timeout_s:
+                self.refuse(Reason.HEAD_TIMEOUT, "the request head is not complete")
+        elif now - self._activity >= mesh.idle_timeout_s:
+            self.stream.close()
+
+    def drain(self) -> None:
+        self._engine.goaway()
+        self._close_after = True
+        if self._exchange is None and not self._engine.buffered:
+            self._close()
+
+    def abort(self) -> None:
+        self.stream.abort()
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _pump(self, events: Sequence[Event]) -> None:
+        """Handle events, and those of pipelined requests as far as they can begin. Never recursive."""
+        self._dispatch(events)
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._want_resume and not self.stream.closing and not self._linger_until:
+                self._want_resume = False
+                try:
+                    more = self._engine.resume()
+                except RemoteProtocolError as exc:
+                    self._bad_request(exc)
+                    return
+                self._dispatch(more)
+        finally:
+            self._pumping = False
+        self.hold(_PIPELINED, self._engine.is_full)
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        for event in events:
+            exchange = self._exchange
+            match event:
+                case RequestHead():
+                    self._head_since = 0.0
+                    Exchange(self, event).start()
+                case Data():
+                    if exchange is not None:
+                        exchange.request_data(event)
+                case End():
+                    if exchange is not None:
+                        exchange.request_end(event)
+                case Trailers():
+                    if exchange is not None:
+                        exchange.request_trailers(event)
+                case ConnectionClosed():
+                    self._close_after = True
+                    if exchange is None:
+                        self.stream.close()
+                case Reset():
+                    self.stream.abort()
+                case _:
+                    raise AssertionError(event)
+        if self._exchange is None and not self._head_since and self._engine.buffered:
+            self._head_since = self.services.now()
+
+    def _bad_request(self, exc: RemoteProtocolError) -> None:
+        reason = {431: Reason.HEAD_TOO_LARGE, 501: Reason.NOT_IMPLEMENTED}.get(exc.status, Reason.DOWNSTREAM_PROTOCOL)
+        if self._exchange is not None:
+            self._exchange.bad_request(reason, exc)
+        else:
+            self.refuse(reason, exc.detail, status=exc.status)
+
+    def refuse(self, reason: Reason, detail: str, status: int = 0) -> None:
+        """Answer a request that never became an exchange, and close."""
+        started = self._head_since or self.services.now()
+        status = status or reason.info.status
+        self.answer(reason, detail, "", (), status=status)
+        numbers = (self.services.now() - started, 0, 0)
+        self.services.recorder.request(
+            parties(self.facts, self.services, None), security(self.facts, None), status, reason, numbers
+        )
+        self.linger()
+
+    # -- for the exchange ---------------------------------------------------------------------------
+
+    def attach(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def exchange_done(self, *, must_close: bool) -> None:
+        """The response is complete. What is left of the request, if anything, is read and dropped."""
+        self._exchange = None
+        self._holds = 0
+        now = self._activity = self.services.now()
+        if must_close or self._close_after or self._engine.must_close:
+            self.linger()
+            return
+        self._head_since = now if self._engine.buffered else 0.0
+        self.stream.resume_reading()
+        self._want_resume = True
+        if not self._pumping:
+            self._pump(())
+
+    def touch(self) -> None:
+        self._activity = self.services.now()
+
+    def hold(self, why: int, on: bool) -> None:
+        holds = self._holds | why if on else self._holds & ~why
+        if holds != self._holds:
+            if not holds:
+                self.stream.resume_reading()
+            elif not self._holds:
+                self.stream.pause_reading()
+            self._holds = holds
+
+    @property
+    def is_writable(self) -> bool:
+        return self._writable
+
+    def send(self, event: Event) -> None:
+        buffers = self._engine.send(1, event)
+        if buffers:
+            self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+
+    def answer(self, reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0) -> int:
+        """Our own complete response. Returns its status."""
+        head, body = problem(reason, detail, decided_by, tried, status)
+        try:
+            self.send(head)
+            self.send(Data(1, body))
+            self.send(End(1))
+        except LocalProtocolError:
+            self.stream.abort()
+        return head.status
+
+    def linger(self) -> None:
+        """Close so that the client can read what we said even while it is still sending (RFC 9112 section 9.6)."""
+        if self.stream.closing or self._linger_until:
+            return
+        self._linger_until = self.services.now() + _LINGER_S
+        self._linger_left = _LINGER_BYTES
+        self._holds = 0
+        self.stream.write_eof()
+        self.stream.resume_reading()
+
+    def _close(self) -> None:
+        self.stream.close()
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_choice",
+        "_connection",
+        "_done",
+        "_head",
+        "_key",
+        "_moved_in",
+        "_moved_out",
+        "_queue",
+        "_replayable",
+        "_request_sent",
+        "_response_done",
+        "_response_started",
+        "_services",
+        "_started",
+        "_status",
+        "_task",
+        "_timer",
+        "_upstream",
+    )
+
+    def __init__(self, connection: HttpConnection, head: RequestHead) -> None:
+        self._connection = connection
+        self._services = connection.services
+        self._head = head
+        self._started = self._services.now()
+        self._choice: Choice | None = None
+        self._key: PoolKey | None = None
+        self._queue: list[Event] | None = []
+        """Events that wait for the upstream; None once it is open."""
+        self._replayable = head.method in _IDEMPOTENT
+        self._request_sent = self._response_started = self._response_done = self._done = False
+        self._upstream: UpstreamHttp | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._status = 0
+        self._moved_in = self._moved_out = 0
+        connection.attach(self)
+
+    def __repr__(self) -> str:
+        where = self._key.endpoint if self._key else "-"
+        return f"{self._head.method!r} {self._head.target[:80]!r} -> {where}"
+
+    # -- decide and connect -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        facts, tables = self._connection.facts, self._services.tables
+        if self._head.method == b"CONNECT":
+            self._refuse(Reason.NOT_IMPLEMENTED, "CONNECT is not supported yet")
+            return
+        try:
+            self._choice = self._decide()
+        except Refused as exc:
+            self._refuse(exc.reason, exc.detail, exc.decided_by)
+            return
+        state = self._choice.endpoint
+        state.outstanding += 1
+        tls = mesh_identity(facts, self._choice)
+        self._key = PoolKey(facts.workload, state.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
+        xfcc = b""
+        if facts.inbound and facts.peer:
+            xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
+        assert self._queue is not None
+        self._queue.append(request_for_upstream(self._head, xfcc))
+        timeout_s = self._choice.request_timeout_s
+        if timeout_s:
+            self._timer = self._services.loop.call_later(timeout_s, self._request_timeout, timeout_s)
+        kept = self._services.pool.take(self._key)
+        while kept is not None and kept.stream.closing:
+            kept = self._services.pool.take(self._key)
+        if kept is not None:
+            self._open(kept)
+        else:
+            self._dial(tables.mesh.connect_timeout_s)
+
+    def _decide(self) -> Choice:
+        facts, tables = self._connection.facts, self._services.tables
+        if facts.port is None:
+            return Choice(ServiceKey(""), tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
+        port = tables.ports.get((facts.port.service, facts.port.port))
+        if port is None:
+            raise Refused(Reason.NO_ROUTE, f"service {facts.port.service} is gone", facts.port.service)
+        return tables.route(port, path_of(self._head.target), headers_for_match(self._head.headers), facts.families)
+
+    def _dial(self, timeout_s: float) -> None:
+        assert self._key is not None
+        if not self._services.pool.reserve(self._key):
+            self._fail(Reason.OVERLOADED, f"{self._key.endpoint}: as many connections as allowed are open")
+            return
+        self._connection.hold(_CONNECTING, True)
+        self._task = self._services.loop.create_task(self._dialled(timeout_s))
+
+    async def _dialled(self, timeout_s: float) -> None:
+        key, choice = self._key, self._choice
+        assert key is not None and choice is not None
+        facts = self._connection.facts
+        try:
+            stream = await dial(self._services, facts, choice, key.endpoint, timeout_s, ALPN_HTTP1)
+        except UpstreamError as exc:
+            self._services.pool.closed(key)
+            self._task = None
+            self._fail(exc.reason, exc.detail)
+            return
+        except BaseException:
+            self._services.pool.closed(key)
+            raise
+        self._task = None
+        upstream = UpstreamHttp(key, stream, self._services)
+        if self._done:
+            upstream.idle()
+        else:
+            self._connection.hold(_CONNECTING, False)
+            self._open(upstream)
+
+    def _open(self, upstream: UpstreamHttp) -> None:
+        self._upstream = upstream
+        upstream.begin(self)
+        queue, self._queue = self._queue, None
+        for event in queue or ():
+            if self._upstream is not upstream:
+                return
+            self._forward(event)
+
+    # -- request side -------------------------------------------------------------------------------
+
+    def _forward(self, event: Event) -> None:
+        if self._queue is not None:
+            self._queue.append(event)
+        elif self._upstream is not None:
+            try:
+                self._upstream.send(event)
+            except LocalProtocolError as exc:
+                self._fail(Reason.INTERNAL, str(exc))
+
+    def request_data(self, event: Data) -> None:
+        self._replayable = False
+        self._moved_in += len(event.data)
+        self._forward(event)
+
+    def request_trailers(self, event: Trailers) -> None:
+        self._forward(event)
+
+    def request_end(self, event: End) -> None:
+        self._request_sent = True
+        self._forward(event)
+
+    def bad_request(self, reason: Reason, exc: RemoteProtocolError) -> None:
+        """The body turned out malformed."""
+        self._drop_upstream()
+        if self._response_started:
+            self._finish(reason, reset=True)
+        else:
+            self._status = self._connection.answer(reason, exc.detail, "", (), exc.status)
+            self._finish(reason, must_close=True)
+
+    def downstream_gone(self) -> None:
+        self._drop_upstream()
+        self._finish(Reason.DOWNSTREAM_CLOSED)
+
+    def downstream_writable(self, ok: bool) -> None:
+        if self._upstream is not None:
+            if ok:
+                self._upstream.stream.resume_reading()
+            else:
+                self._upstream.stream.pause_reading()
+
+    # -- response side ------------------------------------------------------------------------------
+
+    def upstream_writable(self, ok: bool) -> None:
+        self._connection.hold(_UPSTREAM_FULL, not ok)
+
+    def response(self, event: Event) -> None:
+        """An event from the upstream."""
+        self._connection.touch()
+        self._replayable = False
+        try:
+            match event:
+                case ResponseHead():
+                    self._response_started = True
+                    self._status = event.status
+                    self._connection.send(response_for_downstream(event))
+                case Data():
+                    self._moved_out += len(event.data)
+                    self._connection.send(event)
+                case End():
+                    self._response_done = True
+                    self._connection.send(event)
+                    self._response_end()
+                case Informational() | Trailers():
+                    self._connection.send(event)
+                case Reset():
+                    self._fail(Reason.UPSTREAM_CLOSED, event.detail)
+        except LocalProtocolError as exc:
+            self._drop_upstream()
+            self._fail(Reason.UPSTREAM_PROTOCOL, f"the response can't be passed on: {exc}")
+
+    def _response_end(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        assert upstream is not None
+        if self._request_sent:
+            upstream.idle()
+            self._finish(Reason.OK)
+        else:
+            # An early answer: the endpoint does not want the rest of the body.
+            upstream.close()
+            self._finish(Reason.OK, must_close=True)
+
+    def upstream_gone(self, reason: Reason, detail: str) -> None:
+        """The upstream connection ended or broke before the response was complete."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None and upstream.reused and self._replayable and self._request_sent:
+            facts = self._connection.facts
+            xfcc = b""
+            if facts.inbound and facts.peer:
+                xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
+            self._queue = [request_for_upstream(self._head, xfcc), End(1)]
+            self._services.recorder.arena.count("upstream_replays")
+            self._dial(self._services.tables.mesh.connect_timeout_s)
+            return
+        self._fail(reason, detail)
+
+    # -- ends ---------------------------------------------------------------------------------------
+
+    def idle_timeout(self) -> None:
+        if self._request_sent:
+            self._fail(Reason.UPSTREAM_TIMEOUT, "nothing moved for the idle timeout")
+        else:
+            self._fail(Reason.HEAD_TIMEOUT, "the request body stopped for the idle timeout")
+
+    def _request_timeout(self, timeout_s: float) -> None:
+        self._timer = None
+        self._fail(Reason.UPSTREAM_TIMEOUT, f"not answered within {timeout_s:g} s")
+
+    def _refuse(self, reason: Reason, detail: str, decided_by: str = "") -> None:
+        self._status = self._connection.answer(reason, detail, decided_by, ())
+        self._finish(reason, must_close=self._status == 501)
+
+    def _fail(self, reason: Reason, detail: str) -> None:
+        if self._done:
+            return
+        self._drop_upstream()
+        if self._response_started:
+            self._finish(reason, reset=True)
+            return
+        tried = [str(self._key.endpoint)] if self._key is not None else []
+        decided_by = self._choice.rule if self._choice is not None else ""
+        self._status = self._connection.answer(reason, detail, decided_by, tried)
+        self._finish(reason, must_close=not self._request_sent)
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _finish(self, reason: Reason, *, must_close: bool = False, reset: bool = False) -> None:
+        if self._done:
+            return
+        self._done = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._choice is not None:
+            self._choice.endpoint.outstanding -= 1
+        facts = self._connection.facts
+        self._services.recorder.request(
+            parties(facts, self._services, self._choice),
+            security(facts, self._choice),
+            self._status,
+            reason,
+            (self._services.now() - self._started, self._moved_in, self._moved_out),
+        )
+        if reset:
+            self._connection.stream.abort()
+        elif reason is not Reason.DOWNSTREAM_CLOSED:
+            self._connection.exchange_done(must_close=must_close)
+
+
+class UpstreamHttp:
+    """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
+
+    __slots__ = ("_closed", "_engine", "_exchange", "_services", "_uses", "key", "stream")
+
+    def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
+        """The connection was reserved in the pool; `closed` there is called when it is gone."""
+        mesh = services.tables.mesh
+        self.key = key
+        self.stream = stream
+        self._services = services
+        self._engine: H1Client = client_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
+        self._exchange: Exchange | None = None
+        self._uses = 0
+        self._closed = False
+        stream.sink = self
+        stream.resume_reading()
+
+    def __repr__(self) -> str:
+        return f"<UpstreamHttp {self.key.endpoint} uses={self._uses} {'busy' if self._exchange else 'idle'}>"
+
+    @property
+    def reused(self) -> bool:
+        return self._uses > 1
+
+    def begin(self, exchange: Exchange) -> None:
+        self._uses += 1
+        self._exchange = exchange
+
+    def send(self, event: Event) -> None:
+        buffers = self._engine.send(1, event)
+        if buffers:
+            self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+
+    def idle(self) -> None:
+        """The exchange is over; wait for another, if the protocol allows."""
+        self._exchange = None
+        if self.stream.closing:
+            return
+        if not self._engine.reusable or self._services.draining:
+            self.stream.close()
+            return
+        self.stream.resume_reading()
+        surplus = self._services.pool.give(self.key, self, self._services.now())
+        if surplus is not None:
+            surplus.close()
+
+    def close(self) -> None:
+        self._exchange = None
+        self.stream.close()
+
+    def abort(self) -> None:
+        self._exchange = None
+        self.stream.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange is None:
+            # Octets that nobody asked for: whatever they are, they must not answer the next request.
+            self.stream.abort()
+            return
+        try:
+            events = self._engine.receive(data)
+        except RemoteProtocolError as exc:
+            self._gone(Reason.UPSTREAM_PROTOCOL, f"{self.key.endpoint}: {exc.detail}")
+            self.stream.abort()
+            return
+        self._dispatch(events)
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        for event in events:
+            exchange = self._exchange
+            if exchange is None:
+                break
+            if isinstance(event, ConnectionClosed):
+                self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: closed without an answer")
+            else:
+                exchange.response(event)
+
+    def eof_received(self) -> None:
+        if self._exchange is not None:
+            try:
+                self._dispatch(self._engine.receive(b""))
+            except RemoteProtocolError as exc:
+                self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc.detail}")
+        self.stream.close()
+
+    def writable(self, ok: bool) -> None:
+        if self._exchange is not None:
+            self._exchange.upstream_writable(ok)
+
+    def closed(self, exc: Exception | None) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._services.pool.remove(self.key, self)
+        self._services.pool.closed(self.key)
+        self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc or 'closed before the answer was complete'}")
+
+    def _gone(self, reason: Reason, detail: str) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.upstream_gone(reason, detail)
+
+
+# -- shared with the TCP relay -------------------------------------------------------------------------
+
+
+def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:
+    """The identity that the endpoint must prove, None when mesh TLS is not used to it.
+
+    Never towards the own application: an inbound leg, or a workload that calls itself (local traffic does
+    not pass its own inbound steering).
+    """
+    endpoint = choice.endpoint.endpoint
+    if facts.inbound or not endpoint.meshed or endpoint.host in facts.shard.addresses:
+        return None
+    return endpoint.identity
+
+
+async def dial(
+    services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, timeout_s: float, alpn: str
+) -> Stream:
+    """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError."""
+    theirs = mesh_identity(facts, choice)
+    tls = (facts.shard.identity, theirs, alpn) if theirs is not None else None
+    high_water = services.tables.mesh.buffer_bytes
+    return await services.dialer.dial(facts.workload, endpoint, timeout_s, tls=tls, high_water=high_water)
+
+
+def parties(facts: Facts, services: Services, choice: Choice | None) -> Parties:
+    own = f"{facts.shard.namespace}/{facts.shard.name}"
+    if facts.inbound:
+        source = services.tables.workload_at(facts.client.host)
+        name = f"{source.namespace}/{source.name}" if source is not None else "unknown"
+        return Parties("destination", name, facts.peer or "unknown", own, "")
+    service = choice.service if choice is not None and choice.service else facts.port.service if facts.port else ""
+    workload: WorkloadKey | str = choice.endpoint.endpoint.workload if choice is not None else ""
+    return Parties("source", own, facts.shard.identity, workload or "unknown", service)
+
+
+def security(facts: Facts, choice: Choice | None) -> str:
+    if facts.inbound:
+        return "mutual_tls" if facts.peer else "none"
+    return "mutual_tls" if choice is not None and mesh_identity(facts, choice) is not None else "none"

@@ -1,0 +1,225 @@
+"""From an accepted connection to the thing that serves it: the one place where protocols are decided.
+
+Outbound, by destination:
+
+=====================  ==============================================================================
+the listener itself    refused (LOOP)
+a VIP and its port     ``tcp``: relayed. ``http``: HTTP, anything else refused. ``auto``: HTTP if it looks so,
+                       else relayed
+a VIP, another port    refused (NO_ROUTE)
+a workload's address   not routed; HTTP if it looks so and the port is not declared otherwise, else relayed;
+                       mesh TLS if the workload is meshed
+anything else          relayed, or refused under ``outboundPolicy: deny``
+=====================  ==============================================================================
+
+Inbound, by the first octets: mesh TLS is terminated and its ALPN says what is inside. Without it: under
+STRICT refused (HTTP gets an answer that says why), else HTTP or relayed. Silence is waited for longer under
+STRICT, since there the server never speaks first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+from ..accept.listener import Accepted, detect
+from ..accept.sniff import Protocol
+from ..addr import OriginalDst, ServiceKey
+from ..config.shard import AppProtocol, WorkloadShard
+from ..decide.route import Choice
+from ..errors import IdentityError, Reason, Refused, UpstreamError
+from ..identity.spiffe import SpiffeVerifier
+from ..identity.tls import ContextCache, TlsStream
+from ..stream import Stream
+from ..tcp import accepted as tcp_accepted
+from .connection import ALPN_HTTP1, HttpConnection, dial, mesh_identity, parties, security
+from .services import Facts, Services
+from .tcp import TcpRelay
+
+ALPN_TCP = "netproxy/tcp"
+
+
+class Server:
+    """Serves accepted connections of all workloads of a worker."""
+
+    def __init__(self, services: Services, contexts: ContextCache) -> None:
+        self._services = services
+        self._contexts = contexts
+
+    async def serve(self, accepted: Accepted, families: frozenset[int]) -> None:
+        """Until the connection is handed to its relay. Every way out closes or hands over the socket."""
+        services = self._services
+        shard = services.tables.workloads.get(accepted.workload)
+        if shard is None or len(services.live) >= services.tables.mesh.max_connections:
+            services.recorder.arena.count("refused_connections", detail="UO" if shard else "NC")
+            reset(accepted.sock)
+            return
+        if accepted.dst is None:
+            dst, reason = OriginalDst("", 0), Reason.LOOP
+        else:
+            dst, reason = accepted.dst, Reason.OK
+        facts = Facts(accepted.workload, shard, families, accepted.inbound, accepted.client, dst)
+        if reason is not Reason.OK:
+            self._refuse(accepted.sock, facts, reason)
+            return
+        try:
+            if accepted.inbound:
+                await self._inbound(accepted.sock, facts)
+            else:
+                await self._outbound(accepted.sock, facts)
+        except (OSError, asyncio.CancelledError) as exc:
+            reset(accepted.sock)
+            if isinstance(exc, asyncio.CancelledError):
+                raise
+
+    # -- outbound -----------------------------------------------------------------------------------
+
+    async def _outbound(self, sock: socket.socket, facts: Facts) -> None:
+        tables, dst = self._services.tables, facts.dst
+        facts.port = tables.service_at(dst.host, dst.port)
+        if facts.port is not None:
+            declared: AppProtocol = facts.port.spec.protocol
+        elif tables.is_vip(dst.host):
+            self._refuse(sock, facts, Reason.NO_ROUTE)
+            return
+        else:
+            workload = tables.workload_at(dst.host)
+            if workload is not None:
+                declared = declared_protocol(workload, dst.port, tables.mesh.opaque_ports)
+            elif tables.mesh.outbound_policy == "deny":
+                self._refuse(sock, facts, Reason.EGRESS_DENIED)
+                return
+            else:
+                declared = "tcp"
+        verdict = await detect(sock, tables.mesh.detect_timeout_s) if declared != "tcp" else Protocol.OPAQUE
+        if declared == "http" and verdict not in (None, Protocol.HTTP1):
+            self._refuse(sock, facts, Reason.PROTOCOL_MISMATCH)
+            return
+        stream = await tcp_accepted(self._services.loop, sock, None, high_water=tables.mesh.buffer_bytes)
+        if declared == "http" or (declared == "auto" and verdict is Protocol.HTTP1):
+            HttpConnection(stream, facts, self._services)
+        else:
+            if declared == "auto" and verdict is None:
+                self._services.recorder.arena.count("protocol_detection_timeouts", detail=str(dst))
+            await self._relay(stream, facts)
+
+    # -- inbound ------------------------------------------------------------------------------------
+
+    async def _inbound(self, sock: socket.socket, facts: Facts) -> None:
+        mesh, dst = self._services.tables.mesh, facts.dst
+        strict = facts.shard.port_mtls.get(dst.port, facts.shard.mtls) == "STRICT"
+        declared = declared_protocol(facts.shard, dst.port, mesh.opaque_ports)
+        verdict = await detect(sock, mesh.header_timeout_s if strict else mesh.detect_timeout_s)
+        if strict and verdict not in (Protocol.MESH_TLS, Protocol.HTTP1):
+            self._refuse(sock, facts, Reason.MTLS_REQUIRED)
+            return
+        if declared == "http" and verdict not in (None, Protocol.MESH_TLS, Protocol.HTTP1):
+            self._refuse(sock, facts, Reason.PROTOCOL_MISMATCH)
+            return
+        stream: Stream = await tcp_accepted(self._services.loop, sock, None, high_water=mesh.buffer_bytes)
+        if verdict is Protocol.MESH_TLS:
+            secured = await self._terminate(stream, facts)
+            if secured is None:
+                return
+            stream = secured
+            http = secured.alpn == ALPN_HTTP1
+            if declared == "http" and not http:
+                self._refuse_stream(stream, facts, Reason.PROTOCOL_MISMATCH)
+                return
+        else:
+            http = declared != "tcp" and (verdict is Protocol.HTTP1 or declared == "http")
+        if http:
+            connection = HttpConnection(stream, facts, self._services)
+            if strict and not facts.peer:
+                connection.refuse(Reason.MTLS_REQUIRED, f"{facts.workload} accepts mesh TLS only (STRICT)")
+        elif strict and not facts.peer:
+            self._refuse_stream(stream, facts, Reason.MTLS_REQUIRED)
+        else:
+            await self._relay(stream, facts)
+
+    async def _terminate(self, stream: Stream, facts: Facts) -> TlsStream | None:
+        """Mesh TLS as this workload; fills in the peer's identity. None: it failed and is closed."""
+        stream.pause_reading()
+        try:
+            svid = self._services.tables.svids.get(facts.shard.identity)
+            if svid is None:
+                raise IdentityError(f"no certificate for {facts.shard.identity} yet")
+            secured = TlsStream(stream, self._contexts.server(svid), server_side=True)
+            await secured.wait_handshake(self._services.tables.mesh.header_timeout_s)
+            verifier = SpiffeVerifier(self._services.tables.mesh.trust_domain)
+            facts.peer = verifier.identity(secured.peer_certificate_der())
+            facts.peer_sha256 = secured.peer_sha256() or ""
+        except (IdentityError, TimeoutError, OSError) as exc:
+            self._services.recorder.arena.count("tls_handshake_failures", detail=type(exc).__name__)
+            self._refuse_stream(stream, facts, Reason.IDENTITY_MISMATCH)
+            return None
+        secured.pause_reading()
+        return secured
+
+    # -- both ---------------------------------------------------------------------------------------
+
+    async def _relay(self, stream: Stream, facts: Facts) -> None:
+        services = self._services
+        stream.pause_reading()
+        choice: Choice | None = None
+        try:
+            if facts.port is not None:
+                choice = services.tables.tcp(facts.port, facts.families)
+            else:
+                choice = Choice(ServiceKey(""), services.tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
+            state = choice.endpoint
+            timeout_s = services.tables.mesh.connect_timeout_s
+            state.outstanding += 1
+            try:
+                upstream = await dial(services, facts, choice, state.addr, timeout_s, ALPN_TCP)
+            except BaseException:
+                state.outstanding -= 1
+                raise
+        except (Refused, UpstreamError) as exc:
+            self._refuse_stream(stream, facts, exc.reason, choice)
+            return
+        except BaseException:
+            stream.abort()
+            raise
+        # A stream that was closed meanwhile tells its new sink, so the relay ends by itself.
+        TcpRelay(
+            stream,
+            upstream,
+            services,
+            workload=facts.workload,
+            endpoint=state,
+            parties=parties(facts, services, choice),
+            security=security(facts, choice),
+        )
+
+    def _count(self, facts: Facts, reason: Reason, choice: Choice | None = None) -> None:
+        who = parties(facts, self._services, choice)
+        secure = "mutual_tls" if facts.peer or (choice and mesh_identity(facts, choice)) else "none"
+        self._services.recorder.connection_opened(who, secure)
+        self._services.recorder.connection_closed(who, secure, reason, (0, 0))
+
+    def _refuse(self, sock: socket.socket, facts: Facts, reason: Reason) -> None:
+        self._count(facts, reason)
+        reset(sock)
+
+    def _refuse_stream(self, stream: Stream, facts: Facts, reason: Reason, choice: Choice | None = None) -> None:
+        self._count(facts, reason, choice)
+        stream.abort()
+
+
+def declared_protocol(workload: WorkloadShard, port: int, opaque_ports: tuple[int, ...]) -> AppProtocol:
+    """What the workload says of its port; the opaque ports are TCP unless it says otherwise."""
+    declared = workload.protocols.get(port)
+    if declared is not None:
+        return declared
+    return "tcp" if port in opaque_ports else "auto"
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST: a refusal must not look like a service that had nothing to say."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):
+        sock.close()

@@ -1,0 +1,63 @@
+"""What every connection of a worker shares, and the facts of one connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from ..addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
+from ..config.shard import WorkloadShard
+from ..decide.route import PortTable, Tables
+from ..observe.record import Recorder
+from ..upstream.connect import Dialer
+from ..upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from .connection import UpstreamHttp
+
+
+class Live(Protocol):
+    """A live connection, as the worker's sweep and its shutdown see it."""
+
+    workload: WorkloadKey
+
+    def check(self, now: float) -> None:
+        """Called about twice a second: end what is past its deadline."""
+
+    def drain(self) -> None:
+        """Finish what is under way, begin nothing new, then close."""
+
+    def abort(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Services:
+    loop: asyncio.AbstractEventLoop
+    now: Callable[[], float]
+    tables: Tables
+    pool: Pool[UpstreamHttp]
+    dialer: Dialer
+    recorder: Recorder
+    live: set[Live] = field(default_factory=set)
+    draining: bool = False
+
+
+@dataclass(slots=True)
+class Facts:
+    """Of one accepted connection. `peer` is the verified identity of the other end, "" without mesh TLS.
+
+    `port` is the service port whose VIP was dialled (outbound only); `families` are those that the
+    workload's namespace can dial.
+    """
+
+    workload: WorkloadKey
+    shard: WorkloadShard
+    families: frozenset[int]
+    inbound: bool
+    client: ClientAddr
+    dst: OriginalDst
+    port: PortTable | None = None
+    peer: SpiffeId = SpiffeId("")
+    peer_sha256: str = ""

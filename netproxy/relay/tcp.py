@@ -1,0 +1,123 @@
+"""Opaque bytes between two streams, each way by itself, with backpressure and half-close.
+
+A direction ends with its reader's end of stream, which is passed on as such. When both have ended, both
+streams are closed; when one breaks, the other is reset, so that nobody takes a torn connection for a
+complete one.
+"""
+
+from __future__ import annotations
+
+from ..addr import WorkloadKey
+from ..decide.route import EndpointState
+from ..errors import Reason
+from ..observe.record import Parties
+from ..stream import Stream
+from .services import Services
+
+
+class _Side:
+    """Sink of one stream; what it receives goes to `peer`'s stream."""
+
+    __slots__ = ("ended", "moved", "peer", "relay", "stream")
+
+    peer: _Side
+
+    def __init__(self, relay: TcpRelay, stream: Stream) -> None:
+        self.relay = relay
+        self.stream = stream
+        self.moved = 0
+        self.ended = False
+
+    def data_received(self, data: bytes) -> None:
+        self.moved += len(data)
+        self.relay.active = True
+        self.peer.stream.write(data)
+
+    def eof_received(self) -> None:
+        self.ended = True
+        if self.peer.ended:
+            self.relay.finish(Reason.OK)
+        else:
+            self.peer.stream.write_eof()
+
+    def writable(self, ok: bool) -> None:
+        if ok:
+            self.peer.stream.resume_reading()
+        else:
+            self.peer.stream.pause_reading()
+
+    def closed(self, exc: Exception | None) -> None:
+        self.relay.side_closed(self, exc)
+
+
+class TcpRelay:
+    """Takes over both streams. `endpoint` counts one outstanding until the end."""
+
+    def __init__(
+        self,
+        downstream: Stream,
+        upstream: Stream,
+        services: Services,
+        *,
+        workload: WorkloadKey,
+        endpoint: EndpointState,
+        parties: Parties,
+        security: str,
+    ) -> None:
+        self.workload = workload
+        self.active = True
+        self._services = services
+        self._parties = parties
+        self._security = security
+        self._endpoint = endpoint
+        self._done = False
+        self._last = services.now()
+        self._down = _Side(self, downstream)
+        self._up = _Side(self, upstream)
+        self._down.peer, self._up.peer = self._up, self._down
+        services.live.add(self)
+        services.recorder.opened()
+        services.recorder.connection_opened(parties, security)
+        downstream.sink, upstream.sink = self._down, self._up
+        for stream in (downstream, upstream):
+            stream.resume_reading()
+
+    def __repr__(self) -> str:
+        return f"<TcpRelay {self._parties.source_workload} -> {self._parties.destination_workload}>"
+
+    def side_closed(self, side: _Side, exc: Exception | None) -> None:
+        if side.ended and side.peer.ended and exc is None:
+            self.finish(Reason.OK)
+        else:
+            self.finish(Reason.DOWNSTREAM_CLOSED if side is self._down else Reason.UPSTREAM_CLOSED)
+
+    def finish(self, reason: Reason) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._endpoint.outstanding -= 1
+        self._services.live.discard(self)
+        self._services.recorder.gone()
+        moved = (self._down.moved, self._up.moved)
+        self._services.recorder.connection_closed(self._parties, self._security, reason, moved)
+        for side in (self._down, self._up):
+            if reason is Reason.OK:
+                # Each peer has said its last; what is still queued (the final octets, our FIN) goes out first.
+                if not side.stream.closing:
+                    side.stream.write_eof()
+                side.stream.close()
+            else:
+                side.stream.abort()
+
+    def check(self, now: float) -> None:
+        if self.active:
+            self.active = False
+            self._last = now
+        elif now - self._last >= self._services.tables.mesh.tcp_idle_timeout_s:
+            self.finish(Reason.IDLE_TIMEOUT)
+
+    def drain(self) -> None:
+        """Opaque bytes have no good place to stop: they go on until they end or the drain does."""
+
+    def abort(self) -> None:
+        self.finish(Reason.DRAINING)

@@ -1,0 +1,62 @@
+"""Settings of the processes. Standard library only, since the supervisor reads them.
+
+What an operator sets on the command line, for one node; what holds for the mesh is in `MeshConfig`.
+Travels to the children as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+ARENA_ROWS = 2048
+"""Metric series per worker. Past it everything is counted in one overflow row per kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """One node agent. Ports as in the contracts of ARCHITECTURE.md; 0 for an admin port switches it off."""
+
+    node: str
+    config: str
+    """File or folder with resources."""
+    run_dir: str
+    """``/run/netproxy/<node>``: sockets, journal. Gone after a reboot."""
+    state_dir: str
+    """``/var/lib/netproxy/<node>``: SVIDs, VIP assignments. Survives a reboot."""
+    ca_dir: str
+    """The CA folder, shared by the nodes of a standalone mesh."""
+    workers: int = 1
+    outbound_port: int = 15001
+    inbound_port: int = 15006
+    admin_port: int = 15000
+    metrics_port: int = 15020
+    metrics_address: str = "127.0.0.1"
+    mark: int = 0x539
+    mark_mask: int = 0xFFF
+    worker_uid: int = 14539
+    worker_gid: int = 14539
+    drain_s: float = 30.0
+    poll_s: float = 0.5
+    """How often configuration files are looked at."""
+    log_level: str = "info"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> NodeSettings:
+        return cls(**json.loads(text))
+
+    @property
+    def admin_socket(self) -> str:
+        return os.path.join(self.run_dir, "admin.sock")
+
+    @property
+    def journal(self) -> str:
+        return os.path.join(self.run_dir, "journal.json")
+
+    @property
+    def pid_file(self) -> str:
+        return os.path.join(self.run_dir, "supervisor.pid")

@@ -1,0 +1,54 @@
+"""A two-way byte stream with backpressure and half-close: TCP as it is, or TLS over it.
+
+Rules that hold for every implementation:
+
+* The owner sets `sink` before the loop can deliver anything, and may replace it later.
+* `closed` is called exactly once and is the last call; nothing is delivered after `abort`, save it.
+* `eof_received` means that the peer will send no more; the stream stays writable.
+* `write_eof` says that we will send no more once what is queued is out; reading goes on.
+* `writable(False)` asks the owner to stop writing, `writable(True)` to go on. Nothing is lost when
+  the owner writes regardless, but then memory is not bounded: do not.
+* `pause_reading` and `resume_reading` may be called in any order and state, any number of times.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Sink(Protocol):
+    """What the owner of a stream receives."""
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> None: ...
+
+    def writable(self, ok: bool) -> None: ...
+
+    def closed(self, exc: Exception | None) -> None: ...
+
+
+class Stream(Protocol):
+    """The door of a stream. `closing` is true from `close` or `abort` on, and after the peer's reset."""
+
+    sink: Sink
+
+    @property
+    def closing(self) -> bool: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def write_eof(self) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None:
+        """Flush what is queued, then close both ways."""
+
+    def abort(self) -> None:
+        """Close now; what is queued is dropped, the peer sees a reset."""
+
+    def buffered(self) -> int:
+        """Octets accepted by `write` that the kernel has not taken yet."""

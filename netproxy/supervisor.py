@@ -1,0 +1,735 @@
+"""The main process of a node: tiny, root, standard library only, parses no traffic.
+
+It holds what must outlive the others (network namespaces, listeners, the netlink sockets that own nft
+tables, the shards of the last snapshot), makes sockets inside pod namespaces, and starts and restarts
+brain and workers. See `channel` for the protocol. A child's life::
+
+    started --hello--> syncing --ready--> ready --drain/stop--> leaving --exit--> (gone)
+       \\___________________________ exit, any time ____________________________--> restarted with backoff
+
+Rules:
+
+* The brain may die at any time; its replacement is told what exists and takes over.
+* A dead worker's listeners stay open here, so what waits in their queues is answered by the
+  replacement. After `WORKER_GRACE_S` without one they are closed; when no worker at all is left that
+  long, steering with failure policy ``open`` is released.
+* SIGTERM, SIGINT: rules off, drain, exit. A second one: at once. SIGUSR2: this process executes itself
+  anew with all descriptors kept, then replaces brain and workers one by one (upgrade).
+* Children die with us (PR_SET_PDEATHSIG), and so does every ``open`` table: its owner socket is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .channel import MAX_FDS, VERSION, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
+from .settings import ARENA_ROWS, NodeSettings
+
+WORKER_GRACE_S = 2.0
+ATTACH_TIMEOUT_S = 5.0
+_BACKOFF_MAX_S = 5.0
+_STABLE_S = 5.0
+"""A child that lived this long is restarted at once; one that died sooner, with growing delay."""
+_BACKLOG = 4096
+_MAX_SOCKETS = MAX_FDS
+_IP_TRANSPARENT = 19
+_IPV6_TRANSPARENT = 75
+_SO_MARK = 36
+_CLONE_NEWNET = 0x40000000
+_TAKEOVER = "NETPROXY_TAKEOVER"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def arena_size(workers: int) -> int:
+    """Octets of the arena; its layout belongs to `arena`, which checks this figure."""
+    return 4096 + workers * (4096 + ARENA_ROWS * 1024)
+
+
+@dataclass
+class Child:
+    role: str
+    slot: int
+    pid: int
+    pidfd: int
+    channel: Channel
+    started: float
+    state: str = "started"
+    replaces: int = 0
+    """pid of the one that drains when this one is ready (upgrade)."""
+
+
+@dataclass
+class Attached:
+    """One workload's namespace. `listeners` by slot: [kind, family, fd]."""
+
+    netns_fd: int
+    spec: dict[str, Any]
+    listeners: dict[int, list[tuple[str, int, int]]] = field(default_factory=dict)
+    owner_fd: int = -1
+    policy: str = "open"
+    waiting: set[int] = field(default_factory=set)
+    """Slots whose `listening` the brain waits for, and its request."""
+    request: int = -1
+    deadline: float = 0.0
+
+
+@dataclass
+class Slot:
+    """Place of one child: when it may start again, since when nobody is ready in it."""
+
+    failures: int = 0
+    start_at: float = 0.0
+    down_since: float = 0.0
+
+
+class Supervisor:
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.selector = selectors.DefaultSelector()
+        self.children: dict[int, Child] = {}
+        self.slots: dict[tuple[str, int], Slot] = {("brain", 0): Slot()}
+        for slot in range(settings.workers):
+            self.slots["worker", slot] = Slot()
+        self.attached: dict[str, Attached] = {}
+        self.shards: dict[str, tuple[str, bytes]] = {}
+        self.home_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.arena_fd = -1
+        self.stopping = ""
+        self.stop_deadline = 0.0
+        self.upgrade_queue: list[int] = []
+        self.lock_fd = -1
+        self.restarts: dict[str, int] = {"brain": 0, "worker": 0}
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        self._wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        self._signals: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD):
+            signal.signal(number, lambda n, _frame: self._signals.append(n))
+        self.selector.register(self._wake_r, selectors.EVENT_READ, None)
+        if not self._resume():
+            self._lock()
+            self.arena_fd = os.memfd_create("netproxy-arena", os.MFD_CLOEXEC)
+            os.ftruncate(self.arena_fd, arena_size(self.settings.workers))
+        with open(self.settings.pid_file, "w") as file:
+            file.write(f"{os.getpid()}\n")
+        _notify(f"STATUS=starting\nMAINPID={os.getpid()}")
+        try:
+            while not (self.stopping == "done" and not self.children):
+                self._tick()
+                timeout = max(0.0, min(self._deadlines(), default=60.0) - time.monotonic())
+                for key, mask in self.selector.select(timeout):
+                    if key.data is None:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(self._wake_r, 512)
+                    elif isinstance(key.data, Child) and key.data.pid in self.children:
+                        self._on_ready(key.data, key.fd, mask)
+                while self._signals:
+                    self._on_signal(self._signals.pop(0))
+        finally:
+            for child in list(self.children.values()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+        for name in (self.settings.pid_file,):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        return 0
+
+    def _lock(self) -> None:
+        """One supervisor per node; the lock goes with the process."""
+        os.makedirs(self.settings.run_dir, mode=0o755, exist_ok=True)
+        path = os.path.join(self.settings.run_dir, "lock")
+        deadline = time.monotonic() + 2.0
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise SystemExit(f"netproxy: another agent runs as node {self.settings.node} ({path})") from None
+                time.sleep(0.05)
+        self.lock_fd = fd
+
+    def _deadlines(self) -> list[float]:
+        now = time.monotonic()
+        out = []
+        if not self.stopping:
+            for (role, number), slot in self.slots.items():
+                if not self._occupied(role, number):
+                    out.append(slot.start_at)
+                if role == "worker" and slot.down_since:
+                    due = slot.down_since + WORKER_GRACE_S
+                    if due > now or self._holds_listeners(number):
+                        out.append(due)
+        if self.stop_deadline:
+            out.append(self.stop_deadline)
+        out += [item.deadline for item in self.attached.values() if item.request >= 0]
+        return out
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if not self.stopping:
+            for (role, number), slot in self.slots.items():
+                if not self._occupied(role, number) and now >= slot.start_at:
+                    self._start(role, number)
+                if role == "worker" and slot.down_since and now >= slot.down_since + WORKER_GRACE_S:
+                    self._give_up_slot(number)
+        for key, item in self.attached.items():
+            if item.request >= 0 and now >= item.deadline:
+                self._answer_attach(key, item, "")
+        if self.stop_deadline and now >= self.stop_deadline:
+            self.stop_deadline = 0.0
+            if self.stopping == "unsteer":
+                _log("the brain did not take the steering off in time, releasing it")
+                self._after_unsteer()
+            else:
+                for child in list(self.children.values()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGKILL)
+
+    def _occupied(self, role: str, slot: int) -> bool:
+        return any(c.role == role and c.slot == slot and c.state != "leaving" for c in self.children.values())
+
+    def _holds_listeners(self, slot: int) -> bool:
+        return any(slot in item.listeners for item in self.attached.values())
+
+    # -- children -----------------------------------------------------------------------------------
+
+    def _start(self, role: str, slot: int, replaces: int = 0) -> None:
+        ours, theirs = socket_pair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"netproxy.{role}", str(theirs.fileno()), str(slot), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                close_fds=True,
+            )
+        pid = process.pid
+        process.returncode = 0  # reaped by us through the pidfd, not by Popen
+        child = Child(role, slot, pid, os.pidfd_open(pid), Channel(ours), time.monotonic(), replaces=replaces)
+        self._adopt(child)
+        _log(f"{role} {slot} started, pid {pid}")
+
+    def _adopt(self, child: Child) -> None:
+        self.children[child.pid] = child
+        self.selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self.selector.register(child.channel.fileno(), selectors.EVENT_READ, child)
+
+    def _on_ready(self, child: Child, fd: int, mask: int) -> None:
+        if fd == child.pidfd:
+            self._on_exit(child)
+            return
+        try:
+            if mask & selectors.EVENT_WRITE:
+                child.channel.flush()
+            if mask & selectors.EVENT_READ:
+                for _ in range(256):
+                    message = child.channel.receive()
+                    if message is None:
+                        break
+                    try:
+                        self._on_message(child, message)
+                    finally:
+                        for left in message.fds:
+                            os.close(left)
+            self._watch(child)
+        except ChannelBroken as exc:
+            # The pidfd reports the exit; one that lives on without a channel is of no use.
+            _log(f"{child.role} {child.slot}: channel: {exc}")
+            self.selector.unregister(child.channel.fileno())
+            child.channel.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _watch(self, child: Child) -> None:
+        fd = child.channel.fileno()
+        if fd >= 0:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.channel.wants_write else 0)
+            if self.selector.get_key(fd).events != events:
+                self.selector.modify(fd, events, child)
+
+    def _send(self, child: Child, op: str, fds: tuple[int, ...] | list[int] = (), **fields: Any) -> None:
+        if child.channel.fileno() < 0:
+            return
+        try:
+            child.channel.send(op, fds, **fields)
+            self._watch(child)
+        except ChannelBroken as exc:
+            _log(f"{child.role} {child.slot}: {op}: {exc}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _on_exit(self, child: Child) -> None:
+        status = 0
+        with contextlib.suppress(ChildProcessError):
+            _, status = os.waitpid(child.pid, 0)
+        self.selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        if child.channel.fileno() >= 0:
+            self.selector.unregister(child.channel.fileno())
+            child.channel.close()
+        del self.children[child.pid]
+        code = os.waitstatus_to_exitcode(status)
+        _log(f"{child.role} {child.slot} ended, pid {child.pid}, {'signal' if code < 0 else 'exit code'} {abs(code)}")
+        for key, item in self.attached.items():
+            if item.request >= 0 and child.role == "worker":
+                item.waiting.discard(child.slot)
+                if not item.waiting:
+                    self._answer_attach(key, item, "")
+        if self.stopping:
+            self._on_exit_stopping(child)
+            return
+        if self._occupied(child.role, child.slot):
+            self._next_upgrade()
+            return
+        slot = self.slots[child.role, child.slot]
+        now = time.monotonic()
+        lived = now - child.started
+        slot.failures = 0 if lived >= _STABLE_S else slot.failures + 1
+        slot.start_at = now + (0.0 if slot.failures <= 1 else min(_BACKOFF_MAX_S, 0.1 * 2.0**slot.failures))
+        slot.down_since = slot.down_since or now
+        self.restarts[child.role] += 1
+
+    def _give_up_slot(self, slot: int) -> None:
+        """Nobody serves this slot for too long: what is in its queues is refused now, not never."""
+        for item in self.attached.values():
+            _close_all(item.listeners.pop(slot, []))
+        if any(c.role == "worker" and c.state == "ready" for c in self.children.values()):
+            return
+        for key, item in self.attached.items():
+            if item.owner_fd >= 0:
+                _log(f"no worker for {WORKER_GRACE_S:g} s: steering of {key} released (failure policy open)")
+                os.close(item.owner_fd)
+                item.owner_fd = -1
+
+    # -- messages -----------------------------------------------------------------------------------
+
+    def _on_message(self, child: Child, message: Message) -> None:
+        handler = getattr(self, f"_{child.role}_{message.op}", None) or getattr(self, f"_any_{message.op}", None)
+        if handler is None:
+            _log(f"{child.role} {child.slot}: unknown message {message.op!r}")
+            return
+        handler(child, message)
+
+    def _any_hello(self, child: Child, message: Message) -> None:
+        if message.fields["v"] != VERSION:
+            _log(f"{child.role} {child.slot} speaks protocol {message.fields['v']}, this is {VERSION}")
+            os.kill(child.pid, signal.SIGKILL)
+            return
+        child.state = "syncing"
+        self._send(child, "welcome", (self.arena_fd,), v=VERSION, settings=self.settings.to_json())
+        if child.role == "worker":
+            for key, (version, body) in self.shards.items():
+                self._send(child, "shard", key=key, version=version, body=body)
+            for key, item in self.attached.items():
+                self._listen(child, key, item)
+        self._send(child, "synced")
+
+    def _any_ready(self, child: Child, _message: Message) -> None:
+        child.state = "ready"
+        self.slots[child.role, child.slot].down_since = 0.0
+        if child.replaces and child.replaces in self.children:
+            old = self.children[child.replaces]
+            old.state = "leaving"
+            self._send(old, "drain", deadline_s=self.settings.drain_s)
+        self._next_upgrade()
+        if child.role == "worker":
+            released = [k for k, item in self.attached.items() if item.owner_fd < 0 and item.policy == "open"]
+            if released:
+                self._to_brain("resteer", workloads=released)
+        if self.slots and all(self._ready(role, slot) for role, slot in self.slots):
+            _notify("READY=1\nSTATUS=running")
+
+    def _ready(self, role: str, slot: int) -> bool:
+        return any(c.role == role and c.slot == slot and c.state == "ready" for c in self.children.values())
+
+    def _worker_listening(self, child: Child, message: Message) -> None:
+        key = message.fields["workload"]
+        item = self.attached.get(key)
+        if item is not None and item.request >= 0:
+            item.waiting.discard(child.slot)
+            if not item.waiting:
+                self._answer_attach(key, item, "")
+
+    def _answer_attach(self, key: str, item: Attached, error: str) -> None:
+        request, item.request = item.request, -1
+        if not error and not any(
+            c.role == "worker" and c.slot in item.listeners and c.state in ("syncing", "ready")
+            for c in self.children.values()
+        ):
+            error = "no worker runs"
+        self._to_brain("attach", id=request, workload=key, error=error)
+
+    def _worker_sockets(self, child: Child, message: Message) -> None:
+        fields = message.fields
+        item = self.attached.get(fields["workload"])
+        fds: list[int] = []
+        error = "" if item else "workload is not attached"
+        try:
+            if item is not None:
+                with self._inside(item.netns_fd):
+                    while len(fds) < min(int(fields["n"]), _MAX_SOCKETS):
+                        fds.append(self._socket(fields["family"]).detach())
+        except OSError as exc:
+            error = str(exc)
+        self._send(
+            child, "sockets", fds, id=fields["id"], workload=fields["workload"], family=fields["family"], error=error
+        )
+        for fd in fds:
+            os.close(fd)
+
+    def _brain_put(self, _child: Child, message: Message) -> None:
+        key, version = message.fields["key"], message.fields["version"]
+        self.shards[key] = (version, message.body)
+        for worker in self._workers():
+            self._send(worker, "shard", key=key, version=version, body=message.body)
+
+    def _brain_drop(self, _child: Child, message: Message) -> None:
+        if self.shards.pop(message.fields["key"], None) is not None:
+            for worker in self._workers():
+                self._send(worker, "unshard", key=message.fields["key"])
+
+    def _brain_attach(self, child: Child, message: Message) -> None:
+        """Fields: workload, families, outbound_port, inbound_port, policy; the namespace."""
+        fields = dict(message.fields)
+        key, request = fields.pop("workload"), fields.pop("id")
+        old = self.attached.get(key)
+        netns_fd = message.fds.pop()
+        if old is not None and os.path.sameopenfile(old.netns_fd, netns_fd) and old.spec == fields:
+            os.close(netns_fd)
+            item = old
+        else:
+            if old is not None:
+                self._detach(key, abort=True)
+            item = self.attached[key] = Attached(netns_fd, fields)
+        item.policy = fields["policy"]
+        try:
+            for number in range(self.settings.workers):
+                if number not in item.listeners:
+                    item.listeners[number] = self._make_listeners(item)
+        except OSError as exc:
+            self._detach(key, abort=True)
+            self._send(child, "attach", id=request, workload=key, error=f"listeners: {exc}")
+            return
+        item.request, item.deadline = request, time.monotonic() + ATTACH_TIMEOUT_S
+        item.waiting = set()
+        for worker in self._workers():
+            item.waiting.add(worker.slot)
+            self._listen(worker, key, item)
+        if not item.waiting:
+            self._answer_attach(key, item, "")
+
+    def _brain_own(self, _child: Child, message: Message) -> None:
+        item = self.attached.get(message.fields["workload"])
+        if item is None:
+            return
+        old, item.owner_fd = item.owner_fd, message.fds.pop() if message.fds else -1
+        if old >= 0:
+            os.close(old)
+
+    def _brain_detach(self, _child: Child, message: Message) -> None:
+        self._detach(message.fields["workload"], abort=True)
+
+    def _brain_state(self, child: Child, message: Message) -> None:
+        state = {
+            "children": [
+                {"role": c.role, "slot": c.slot, "pid": c.pid, "state": c.state, "age_s": time.monotonic() - c.started}
+                for c in self.children.values()
+            ],
+            "restarts": self.restarts,
+            "pid": os.getpid(),
+            "attached": {
+                key: {
+                    "owned": item.owner_fd >= 0,
+                    "policy": item.policy,
+                    "slots": sorted(item.listeners),
+                    **_ns_id(item),
+                }
+                for key, item in self.attached.items()
+            },
+            "shards": {key: version for key, (version, _) in self.shards.items()},
+        }
+        self._send(child, "state", id=message.fields["id"], body=json.dumps(state).encode())
+
+    def _brain_unsteered(self, _child: Child, _message: Message) -> None:
+        if self.stopping == "unsteer":
+            self._after_unsteer()
+
+    def _workers(self) -> list[Child]:
+        return [c for c in self.children.values() if c.role == "worker" and c.state in ("syncing", "ready")]
+
+    def _to_brain(self, op: str, **fields: Any) -> None:
+        for child in self.children.values():
+            if child.role == "brain" and child.state in ("syncing", "ready"):
+                self._send(child, op, **fields)
+
+    # -- namespaces ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _inside(self, netns_fd: int) -> Any:
+        if _libc.setns(netns_fd, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            if _libc.setns(self.home_fd, _CLONE_NEWNET):
+                os.abort()  # in the wrong namespace nothing may go on
+
+    def _socket(self, family: int) -> socket.socket:
+        sock = socket.socket(
+            socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        )
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self.settings.mark)
+        return sock
+
+    def _make_listeners(self, item: Attached) -> list[tuple[str, int, int]]:
+        """All of one slot. SO_REUSEPORT: one socket, hence one accept queue, per worker."""
+        made: list[tuple[str, int, int]] = []
+        try:
+            with self._inside(item.netns_fd):
+                for family in item.spec["families"]:
+                    for kind in ("outbound", "inbound"):
+                        with self._socket(family) as sock:
+                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                            if family == 6:
+                                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                            if kind == "inbound":
+                                level, name = (
+                                    (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT)
+                                    if family == 6
+                                    else (socket.IPPROTO_IP, _IP_TRANSPARENT)
+                                )
+                                sock.setsockopt(level, name, 1)
+                            sock.bind(("::1" if family == 6 else "127.0.0.1", item.spec[f"{kind}_port"]))
+                            sock.listen(_BACKLOG)
+                            made.append((kind, family, os.dup(sock.fileno())))
+        except OSError:
+            _close_all(made)
+            raise
+        return made
+
+    def _listen(self, worker: Child, key: str, item: Attached) -> None:
+        if worker.slot not in item.listeners:
+            try:
+                item.listeners[worker.slot] = self._make_listeners(item)
+            except OSError as exc:
+                _log(f"listeners of {key} for worker {worker.slot}: {exc}")
+                return
+        sockets = item.listeners[worker.slot]
+        self._send(
+            worker,
+            "listen",
+            [fd for _, _, fd in sockets],
+            workload=key,
+            sockets=[[kind, fam] for kind, fam, _ in sockets],
+        )
+
+    def _detach(self, key: str, abort: bool) -> None:
+        item = self.attached.pop(key, None)
+        if item is None:
+            return
+        if item.request >= 0:
+            self._to_brain("attach", id=item.request, workload=key, error="detached")
+        for child in self.children.values():
+            if child.role == "worker":
+                self._send(child, "unlisten", workload=key, abort=abort)
+        for sockets in item.listeners.values():
+            _close_all(sockets)
+        if item.owner_fd >= 0:
+            os.close(item.owner_fd)
+        os.close(item.netns_fd)
+
+    # -- stop ---------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            if self.stopping:
+                for child in list(self.children.values()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGKILL)
+                self.stopping = "done"
+                return
+            _log("stopping")
+            _notify("STOPPING=1")
+            self.stopping = "unsteer"
+            self.stop_deadline = time.monotonic() + 10.0
+            brains = [c for c in self.children.values() if c.role == "brain" and c.state == "ready"]
+            for child in brains:
+                self._send(child, "stop")
+            if not brains:
+                self._after_unsteer()
+        elif number == signal.SIGUSR2 and not self.stopping:
+            self._upgrade()
+
+    def _after_unsteer(self) -> None:
+        """Rules are gone. What was accepted or waits in a queue is still served, then the workers go."""
+        self.stopping = "drain"
+        self.stop_deadline = time.monotonic() + self.settings.drain_s + 5.0
+        workers = [c for c in self.children.values() if c.role == "worker"]
+        for child in workers:
+            child.state = "leaving"
+            self._send(child, "drain", deadline_s=self.settings.drain_s)
+        if not workers:
+            self._after_drain()
+
+    def _on_exit_stopping(self, child: Child) -> None:
+        if child.role == "brain":
+            if self.stopping == "unsteer":
+                self._after_unsteer()
+            elif self.stopping == "finish":
+                self.stopping = "done"
+        elif self.stopping == "drain" and not any(c.role == "worker" for c in self.children.values()):
+            self._after_drain()
+
+    def _after_drain(self) -> None:
+        self.stopping = "finish"
+        for item in self.attached.values():
+            for sockets in item.listeners.values():
+                _close_all(sockets)
+            item.listeners.clear()
+            if item.owner_fd >= 0:
+                os.close(item.owner_fd)
+                item.owner_fd = -1
+        brains = [c for c in self.children.values() if c.role == "brain"]
+        self.stop_deadline = time.monotonic() + 10.0
+        for child in brains:
+            self._send(child, "finish")
+        if not brains:
+            self.stopping = "done"
+
+    # -- upgrade ------------------------------------------------------------------------------------
+
+    def _upgrade(self) -> None:
+        """Execute the (possibly new) program in this very process; children and descriptors stay."""
+        _log("upgrade: executing anew")
+        state = {
+            "arena": self.arena_fd,
+            "lock": self.lock_fd,
+            "children": [
+                [c.role, c.slot, c.pid, c.pidfd, c.channel.fileno(), c.state]
+                for c in self.children.values()
+                if c.channel.fileno() >= 0
+            ],
+            "attached": [
+                [
+                    key,
+                    item.netns_fd,
+                    item.spec,
+                    {str(s): v for s, v in item.listeners.items()},
+                    item.owner_fd,
+                    item.policy,
+                ]
+                for key, item in self.attached.items()
+            ],
+            "shards": [[key, version, body.decode()] for key, (version, body) in self.shards.items()],
+        }
+        for child in self.children.values():
+            with contextlib.suppress(ChannelBroken):
+                child.channel.flush()
+        fd = memfd_with("netproxy-takeover", json.dumps(state).encode())
+        for number in _descriptors(state) | {fd}:
+            os.set_inheritable(number, True)
+        env = {**os.environ, _TAKEOVER: str(fd)}
+        try:
+            os.execve(sys.executable, [sys.executable, "-m", "netproxy.supervisor", self.settings.to_json()], env)
+        except OSError as exc:
+            _log(f"upgrade failed, going on as before: {exc}")
+            os.close(fd)
+            for number in _descriptors(state):
+                os.set_inheritable(number, False)
+
+    def _resume(self) -> bool:
+        text = os.environ.pop(_TAKEOVER, "")
+        if not text:
+            return False
+        fd = int(text)
+        state = json.loads(read_memfd(fd))
+        os.close(fd)
+        for number in _descriptors(state):
+            os.set_inheritable(number, False)
+        self.arena_fd = state["arena"]
+        self.lock_fd = state["lock"]
+        for key, netns_fd, spec, listeners, owner_fd, policy in state["attached"]:
+            slots = {int(s): [(kind, family, number) for kind, family, number in v] for s, v in listeners.items()}
+            self.attached[key] = Attached(netns_fd, spec, slots, owner_fd, policy)
+        self.shards = {key: (version, body.encode()) for key, version, body in state["shards"]}
+        for role, slot, pid, pidfd, channel_fd, child_state in state["children"]:
+            channel = Channel(socket.socket(fileno=channel_fd))
+            self._adopt(Child(role, slot, pid, pidfd, channel, time.monotonic(), child_state))
+            self.upgrade_queue.append(pid)
+        _log(f"upgrade: took {len(self.children)} children and {len(self.attached)} workloads over")
+        self._next_upgrade()
+        return True
+
+    def _next_upgrade(self) -> None:
+        """Replace the next child. A worker drains when the new one is ready; two brains never run at once."""
+        while self.upgrade_queue and not self.stopping:
+            pid = self.upgrade_queue.pop(0)
+            old = self.children.get(pid)
+            if old is None or old.state == "leaving":
+                continue
+            if old.role == "brain":
+                self._send(old, "leave")
+            else:
+                self._start(old.role, old.slot, replaces=pid)
+            return
+
+
+def _descriptors(state: dict[str, Any]) -> set[int]:
+    out = {state["arena"], state["lock"]}
+    for _, _, _, pidfd, channel_fd, _ in state["children"]:
+        out |= {pidfd, channel_fd}
+    for _, netns_fd, _, listeners, owner_fd, _ in state["attached"]:
+        out.add(netns_fd)
+        out |= {fd for sockets in listeners.values() for _, _, fd in sockets}
+        if owner_fd >= 0:
+            out.add(owner_fd)
+    return out
+
+
+def _ns_id(item: Attached) -> dict[str, int]:
+    stat = os.fstat(item.netns_fd)
+    return {"dev": stat.st_dev, "ino": stat.st_ino}
+
+
+def _close_all(sockets: list[tuple[str, int, int]]) -> None:
+    for _, _, fd in sockets:
+        os.close(fd)
+
+
+def _log(text: str) -> None:
+    print(f"netproxy supervisor: {text}", file=sys.stderr, flush=True)
+
+
+def _notify(state: str) -> None:
+    """sd_notify(3); does nothing outside systemd."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def main() -> int:
+    return Supervisor(NodeSettings.from_json(sys.argv[1])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

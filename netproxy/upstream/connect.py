@@ -1,0 +1,170 @@
+"""Fresh connections, dialled inside the workload's network namespace.
+
+The worker may not enter a namespace or set a mark; the supervisor makes the sockets there and hands them
+over in batches. A stock per (workload, family) keeps some ready, so that a dial normally waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from ..addr import EndpointAddr, SpiffeId, WorkloadKey
+from ..config.shard import SvidShard
+from ..errors import IdentityError, Reason, UpstreamError
+from ..identity.tls import ContextCache, TlsStream, require_identity
+from ..stream import Stream
+from ..tcp import connected
+
+BATCH = 32
+LOW_WATER = 12
+MAX_WAITING = 4096
+STOCK_TIMEOUT_S = 5.0
+
+StockKey = tuple[WorkloadKey, int]
+
+
+class SocketStock:
+    """Unconnected sockets by workload and family (4 or 6). `ask(workload, family, n)` sends for more."""
+
+    def __init__(self, ask: Callable[[WorkloadKey, int, int], None]) -> None:
+        self._ask = ask
+        self._stock: dict[StockKey, deque[socket.socket]] = {}
+        self._waiting: dict[StockKey, deque[asyncio.Future[socket.socket]]] = {}
+        self._asked: dict[StockKey, int] = {}
+
+    async def take(self, workload: WorkloadKey, family: int) -> socket.socket:
+        """Raises UpstreamError when there is none in time or the workload is gone."""
+        key = (workload, family)
+        stock = self._stock.get(key)
+        if stock:
+            sock = stock.popleft()
+            if len(stock) < LOW_WATER:
+                self._order(key, BATCH)
+            return sock
+        waiting = self._waiting.setdefault(key, deque())
+        if len(waiting) >= MAX_WAITING:
+            raise UpstreamError(Reason.OVERLOADED, "too many connections wait for a socket")
+        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        waiting.append(future)
+        self._order(key, max(BATCH, len(waiting)))
+        try:
+            async with asyncio.timeout(STOCK_TIMEOUT_S):
+                return await future
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                # Delivered in the very moment we gave up: back to the stock, not lost.
+                self._stock.setdefault(key, deque()).append(future.result())
+            if isinstance(exc, TimeoutError):
+                raise UpstreamError(Reason.INTERNAL, "no socket from the supervisor in time") from None
+            raise
+
+    def _order(self, key: StockKey, n: int) -> None:
+        if self._asked.get(key, 0) < n:
+            self._asked[key] = self._asked.get(key, 0) + BATCH
+            self._ask(*key, BATCH)
+
+    def deliver(self, workload: WorkloadKey, family: int, fds: list[int], error: str) -> None:
+        key = (workload, family)
+        if self._asked.get(key, 0) > BATCH:
+            self._asked[key] -= BATCH
+        else:
+            self._asked.pop(key, None)
+        waiting = self._waiting.get(key, deque())
+        stock = self._stock.setdefault(key, deque())
+        for fd in fds:
+            stock.append(socket.socket(fileno=fd))
+        while waiting and (stock or error):
+            future = waiting.popleft()
+            if future.done():
+                continue
+            if stock:
+                future.set_result(stock.popleft())
+            else:
+                future.set_exception(UpstreamError(Reason.CONNECT_FAILED, f"no socket in the namespace: {error}"))
+        if waiting and not stock:
+            self._order(key, len(waiting))
+
+    def drop(self, workload: WorkloadKey) -> None:
+        """The workload is gone: close its sockets, fail who waits."""
+        for key in [key for key in self._stock if key[0] == workload]:
+            for sock in self._stock.pop(key):
+                sock.close()
+        for key in [key for key in self._waiting if key[0] == workload]:
+            for future in self._waiting.pop(key):
+                if not future.done():
+                    future.set_exception(UpstreamError(Reason.CONNECT_FAILED, "the workload is gone"))
+                    future.exception()
+        for key in [key for key in self._asked if key[0] == workload]:
+            del self._asked[key]
+
+
+class Dialer:
+    """Opens streams as a workload. `svid` finds the SVID of a local identity."""
+
+    def __init__(
+        self, stock: SocketStock, contexts: ContextCache, svid: Callable[[SpiffeId], SvidShard | None]
+    ) -> None:
+        self._stock = stock
+        self._contexts = contexts
+        self._svid = svid
+
+    async def dial(
+        self,
+        workload: WorkloadKey,
+        endpoint: EndpointAddr,
+        timeout_s: float,
+        *,
+        tls: tuple[SpiffeId, SpiffeId, str] | None = None,
+        high_water: int = 256 * 1024,
+    ) -> Stream:
+        """A connected stream (its `sink` is still to be set, reading is paused).
+
+        `tls`: (our identity, the identity the endpoint must have, ALPN protocol). Raises UpstreamError with
+        CONNECT_FAILED, CONNECT_TIMEOUT, IDENTITY_MISMATCH or OVERLOADED; OSError never.
+        """
+        loop = asyncio.get_running_loop()
+        sock = await self._stock.take(workload, 6 if ":" in endpoint.host else 4)
+        stream: Stream | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await loop.sock_connect(sock, (endpoint.host, endpoint.port))
+                stream = await connected(loop, sock, None, high_water=high_water)
+                stream.pause_reading()
+                if tls is None:
+                    return stream
+                mine, theirs, alpn = tls
+                svid = self._svid(mine)
+                if svid is None:
+                    raise IdentityError(f"no certificate for {mine} yet")
+                secured = TlsStream(stream, self._contexts.client(svid, (alpn,)), server_side=False)
+                stream = secured
+                await secured.wait_handshake(timeout_s)
+                require_identity(secured, (theirs,))
+                secured.pause_reading()
+                return secured
+        except TimeoutError:
+            self._discard(sock, stream)
+            raise UpstreamError(Reason.CONNECT_TIMEOUT, f"{endpoint}: no connection within {timeout_s:g} s") from None
+        except IdentityError as exc:
+            self._discard(sock, stream)
+            raise UpstreamError(Reason.IDENTITY_MISMATCH, f"{endpoint}: {exc}") from exc
+        except OSError as exc:
+            self._discard(sock, stream)
+            text = os.strerror(exc.errno) if exc.errno else str(exc)
+            raise UpstreamError(Reason.CONNECT_FAILED, f"{endpoint}: {text}") from exc
+        except BaseException:
+            self._discard(sock, stream)
+            raise
+
+    @staticmethod
+    def _discard(sock: socket.socket, stream: Stream | None) -> None:
+        if stream is not None:
+            stream.abort()
+        else:
+            with contextlib.suppress(OSError):
+                sock.close()

@@ -1,0 +1,111 @@
+"""Idle upstream connections, and how many there are. PURE: decides, does no I/O.
+
+A key is (workload, endpoint, TLS mode): a connection is never shared between workloads, since its source
+address and identity are the workload's. Limits are per key: at most `max_idle` wait here, at most
+`max_open` exist (idle and busy); past that `reserve` says no (Envoy's circuit breaker: 1024).
+
+The most recently used one is handed out first, so that the surplus grows old and is expired.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, NamedTuple, TypeVar
+
+from ..addr import EndpointAddr, WorkloadKey
+
+C = TypeVar("C")
+
+
+class PoolKey(NamedTuple):
+    """`tls` is "" for plaintext, else the ALPN protocol and the identity that the endpoint must have."""
+
+    workload: WorkloadKey
+    endpoint: EndpointAddr
+    tls: str
+
+
+class Pool(Generic[C]):
+    def __init__(self, max_idle: int = 64, max_open: int = 1024) -> None:
+        self.max_idle = max_idle
+        self.max_open = max_open
+        self._idle: dict[PoolKey, deque[tuple[float, C]]] = {}
+        self._open: dict[PoolKey, int] = {}
+        self.idle_count = 0
+
+    def __repr__(self) -> str:
+        return f"<Pool idle={self.idle_count} open={self.open_count} keys={len(self._open)}>"
+
+    @property
+    def open_count(self) -> int:
+        return sum(self._open.values())
+
+    def take(self, key: PoolKey) -> C | None:
+        """An idle connection, now busy; None when there is none."""
+        waiting = self._idle.get(key)
+        if not waiting:
+            return None
+        _, connection = waiting.pop()
+        self.idle_count -= 1
+        if not waiting:
+            del self._idle[key]
+        return connection
+
+    def reserve(self, key: PoolKey) -> bool:
+        """Ask to open one more. True: it counts until `closed` is called for it."""
+        count = self._open.get(key, 0)
+        if count >= self.max_open:
+            return False
+        self._open[key] = count + 1
+        return True
+
+    def closed(self, key: PoolKey) -> None:
+        """A reserved connection is gone (or was never made). It must not be idle here: `remove` it before."""
+        count = self._open.get(key, 0) - 1
+        if count > 0:
+            self._open[key] = count
+        else:
+            self._open.pop(key, None)
+
+    def give(self, key: PoolKey, connection: C, now: float) -> C | None:
+        """A busy connection became idle. Returns the one to close instead, when too many are."""
+        waiting = self._idle.setdefault(key, deque())
+        waiting.append((now, connection))
+        self.idle_count += 1
+        if len(waiting) > self.max_idle:
+            self.idle_count -= 1
+            return waiting.popleft()[1]
+        return None
+
+    def remove(self, key: PoolKey, connection: C) -> bool:
+        """An idle connection was closed by its peer. False when it was not idle here."""
+        waiting = self._idle.get(key)
+        for item in waiting or ():
+            if item[1] is connection:
+                assert waiting is not None
+                waiting.remove(item)
+                self.idle_count -= 1
+                if not waiting:
+                    del self._idle[key]
+                return True
+        return False
+
+    def expire(self, before: float) -> list[C]:
+        """Take out what has been idle since before that time; the caller closes them."""
+        out = []
+        for key in list(self._idle):
+            waiting = self._idle[key]
+            while waiting and waiting[0][0] < before:
+                out.append(waiting.popleft()[1])
+            if not waiting:
+                del self._idle[key]
+        self.idle_count -= len(out)
+        return out
+
+    def drop(self, workload: WorkloadKey) -> list[C]:
+        """Take out all that is idle of one workload; the caller closes them."""
+        out = []
+        for key in [key for key in self._idle if key.workload == workload]:
+            out += [connection for _, connection in self._idle.pop(key)]
+        self.idle_count -= len(out)
+        return out

@@ -1,0 +1,243 @@
+"""A worker process: data path only, on a loop of its own, without any privilege.
+
+Everything it may not do itself (enter a namespace, mark a socket, bind a port) comes as descriptors from
+the supervisor. Everything it must know comes as shards. See `channel` for the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import encodings.ascii
+import encodings.idna
+import encodings.latin_1
+import gc
+import os
+import random
+import socket
+import sys
+import time
+import traceback
+
+import uvloop
+
+from .accept.listener import Accepted, Listener
+from .addr import WorkloadKey
+from .arena import GAUGE_POOLED, GAUGE_SNAPSHOT, GAUGE_UPSTREAM, ArenaWriter
+from .channel import ChannelBroken, Message
+from .child import Joined, drop_privileges, join
+from .config.shard import SvidShard, decode_shard, preload
+from .decide.route import Tables
+from .identity.tls import ContextCache
+from .observe.record import Recorder
+from .relay.connection import UpstreamHttp
+from .relay.serve import Server, reset
+from .relay.services import Services
+from .upstream.connect import Dialer, SocketStock
+from .upstream.pool import Pool
+
+_SWEEP_S = 0.5
+_TURN_S = 0.002
+"""How long one turn of the loop may work on configuration."""
+_QUEUE_S = 0.2
+"""How long a draining worker still accepts: handshakes that began before the rules went."""
+
+
+class Worker:
+    def __init__(self, joined: Joined, loop: asyncio.AbstractEventLoop) -> None:
+        self._channel = joined.channel
+        self._settings = joined.settings
+        self._loop = loop
+        self._arena = ArenaWriter(joined.arena_fd, joined.slot, joined.settings.workers)
+        rng = random.Random()
+        tables = Tables(rng.random)
+        self._contexts = ContextCache()
+        self._stock = SocketStock(self._ask_sockets)
+        pool: Pool[UpstreamHttp] = Pool()
+        dialer = Dialer(self._stock, self._contexts, tables.svids.get)
+        self._services = Services(loop, time.monotonic, tables, pool, dialer, Recorder(self._arena))
+        self._server = Server(self._services, self._contexts)
+        self._listeners: dict[WorkloadKey, list[Listener]] = {}
+        self._families: dict[WorkloadKey, frozenset[int]] = {}
+        self._tasks: dict[asyncio.Task[None], WorkloadKey] = {}
+        self._shards = 0
+        self.ended: asyncio.Future[None] = loop.create_future()
+
+    def start(self) -> None:
+        self._loop.add_reader(self._channel.fileno(), self._on_channel)
+        self._loop.call_later(_SWEEP_S, self._sweep)
+
+    # -- the supervisor -----------------------------------------------------------------------------
+
+    def _on_channel(self) -> None:
+        """At most `_TURN_S` of work; what is left makes the loop call again."""
+        until = time.monotonic() + _TURN_S
+        try:
+            while time.monotonic() < until:
+                message = self._channel.receive()
+                if message is None:
+                    break
+                self._on_message(message)
+        except ChannelBroken:
+            os._exit(1)  # without a supervisor there is nothing to serve for
+
+    def _send(self, op: str, **fields: object) -> None:
+        try:
+            self._channel.send(op, **fields)  # type: ignore[arg-type]
+        except ChannelBroken:
+            os._exit(1)
+        if self._channel.wants_write:
+            self._loop.add_writer(self._channel.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        try:
+            self._channel.flush()
+        except ChannelBroken:
+            os._exit(1)
+        if not self._channel.wants_write:
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _on_message(self, message: Message) -> None:
+        fields = message.fields
+        match message.op:
+            case "shard":
+                shard = decode_shard(fields["key"], message.body)
+                self._services.tables.put(shard)
+                if isinstance(shard, SvidShard):
+                    self._contexts.drop(shard.identity)
+                self._shards += 1
+                self._arena.gauges[GAUGE_SNAPSHOT] = self._shards
+            case "unshard":
+                self._services.tables.drop(fields["key"])
+            case "listen":
+                self._listen(WorkloadKey(fields["workload"]), fields["sockets"], message.fds)
+                self._send("listening", workload=fields["workload"])
+            case "unlisten":
+                self._unlisten(WorkloadKey(fields["workload"]))
+            case "sockets":
+                self._stock.deliver(WorkloadKey(fields["workload"]), fields["family"], message.fds, fields["error"])
+            case "synced":
+                gc.collect()
+                gc.freeze()
+                self._send("ready")
+            case "drain":
+                task = self._loop.create_task(self._drain(fields["deadline_s"]))
+                task.add_done_callback(lambda _: None if self.ended.done() else self.ended.set_result(None))
+            case other:
+                print(f"netproxy worker: unknown message {other!r}", file=sys.stderr, flush=True)
+
+    def _ask_sockets(self, workload: WorkloadKey, family: int, n: int) -> None:
+        self._send("sockets", id=0, workload=workload, family=family, n=n)
+
+    # -- listeners ----------------------------------------------------------------------------------
+
+    def _listen(self, key: WorkloadKey, sockets: list[tuple[str, int]], fds: list[int]) -> None:
+        for listener in self._listeners.pop(key, []):
+            listener.close()
+        self._families[key] = frozenset(family for _, family in sockets)
+        self._listeners[key] = [
+            Listener(socket.socket(fileno=fd), key, inbound=kind == "inbound", on_accept=self._on_accept)
+            for (kind, _), fd in zip(sockets, fds, strict=True)
+        ]
+
+    def _unlisten(self, key: WorkloadKey) -> None:
+        """The workload is gone: close all of ours in its namespace, now."""
+        for listener in self._listeners.pop(key, []):
+            listener.close()
+        self._families.pop(key, None)
+        for task in [task for task, owner in self._tasks.items() if owner == key]:
+            task.cancel()
+        for live in [live for live in self._services.live if live.workload == key]:
+            live.abort()
+        for upstream in self._services.pool.drop(key):
+            upstream.abort()
+        self._stock.drop(key)
+
+    def _on_accept(self, accepted: Accepted) -> None:
+        if len(self._tasks) >= self._services.tables.mesh.max_connections:
+            self._arena.count("refused_connections", detail="UO")
+            reset(accepted.sock)
+            return
+        families = self._families.get(accepted.workload, frozenset())
+        task = self._loop.create_task(self._serve(accepted, families))
+        self._tasks[task] = accepted.workload
+        task.add_done_callback(self._served)
+
+    async def _serve(self, accepted: Accepted, families: frozenset[int]) -> None:
+        try:
+            await self._server.serve(accepted, families)
+        except Exception:  # noqa: BLE001 - the top of a connection: count it, close, go on
+            self._arena.count("internal_errors")
+            reset(accepted.sock)
+            traceback.print_exc()
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+
+    # -- time ---------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        self._loop.call_later(_SWEEP_S, self._sweep)
+        now = time.monotonic()
+        services = self._services
+        for live in list(services.live):
+            live.check(now)
+        for upstream in services.pool.expire(now - services.tables.mesh.pool_idle_s):
+            upstream.close()
+        self._arena.gauges[GAUGE_POOLED] = services.pool.idle_count
+        self._arena.gauges[GAUGE_UPSTREAM] = services.pool.open_count
+
+    async def _drain(self, deadline_s: float) -> None:
+        until = time.monotonic() + deadline_s
+        accept_until = time.monotonic() + _QUEUE_S
+        while time.monotonic() < accept_until:
+            for listeners in self._listeners.values():
+                for listener in listeners:
+                    listener.accept_queued()
+            await asyncio.sleep(0.02)
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.close()
+        self._listeners.clear()
+        services = self._services
+        services.draining = True
+        for upstream in services.pool.expire(float("inf")):
+            upstream.close()
+        while (services.live or self._tasks) and time.monotonic() < until:
+            # Also those that came out of their set-up only now.
+            for live in list(services.live):
+                live.drain()
+            await asyncio.sleep(0.05)
+        for live in list(services.live):
+            live.abort()
+        await asyncio.sleep(0.05)  # let the last octets and resets leave
+
+
+async def _run(joined: Joined) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_exception)
+    worker = Worker(joined, loop)
+    worker.start()
+    await worker.ended
+
+
+def _on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    exc = context.get("exception")
+    print(f"netproxy worker: {context.get('message')}: {exc!r}", file=sys.stderr, flush=True)
+    if isinstance(exc, Exception):
+        traceback.print_exception(exc)
+
+
+def main() -> int:
+    joined = join("worker")
+    # What is imported on first use must be there now: later the interpreter's files may not be readable.
+    preload()
+    assert all((encodings.idna, encodings.latin_1, encodings.ascii))
+    drop_privileges(joined.settings.worker_uid, joined.settings.worker_gid, int(sys.argv[3]))
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_run(joined))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

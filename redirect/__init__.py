@@ -1,0 +1,28 @@
+"""Steering of a network namespace's traffic to loopback listeners. Knows nothing of who listens there.
+
+    desired (Steering) + what the kernel has (observe) -> plan -> apply (steer) -> what must be kept (Applied)
+
+A workload is left either steered or untouched: rules under `failure_policy: open` belong to a netlink socket and go
+with its last holder; under `closed` they stay until `remove`.
+
+`netns` opens and enters namespaces, `probe` says whether this machine can do it, `netfilter` has the rules.
+"""
+
+from redirect.apply import Applied, Removed, remove, steer
+from redirect.errors import RedirectError
+from redirect.netfilter.rules import Ports
+from redirect.observed import families, observe
+from redirect.plan import Observed, Steering
+
+__all__ = [
+    "Applied",
+    "Observed",
+    "Ports",
+    "RedirectError",
+    "Removed",
+    "Steering",
+    "families",
+    "observe",
+    "remove",
+    "steer",
+]

@@ -1,0 +1,194 @@
+"""Executing a plan in a namespace, all of it or nothing.
+
+All functions are synchronous, work in the calling thread (which must not be running an event loop) and may be used by
+many threads at once. For one namespace and node the caller lets one call finish before the next.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import assert_never
+
+from redirect.errors import RedirectError
+from redirect.netfilter import nft, session
+from redirect.netns import identity, inside
+from redirect.observed import observe_here
+from redirect.plan import (
+    AddRoute,
+    CreateTable,
+    DeleteRoute,
+    DeleteTable,
+    LinkDown,
+    LinkUp,
+    Observed,
+    Plan,
+    Steering,
+    Step,
+    check_node,
+    plan,
+    undo,
+)
+from redirect.route import routing
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What steering left behind, and what the caller must keep.
+
+    owner_fd    set when a new owned table was made: the table lives until the last dup of this fd is closed.
+    generation  of the rules now in force. The caller closes the owner fds it holds of any other generation, after this
+                call: until then the older rules are there too, which leaves no gap.
+    changed     False: everything was as desired, nothing was touched.
+    lingering   owned tables of older generations, which are still there.
+    """
+
+    owner_fd: int | None
+    generation: int
+    changed: bool
+    lingering: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """`left`: owned tables, which only the closing of their owner's fd removes."""
+
+    left: tuple[str, ...]
+
+
+def steer(netns_fd: int, desired: Steering, observed: Observed | None = None) -> Applied:
+    """Make the namespace as desired. RedirectError: it failed and the steps done were undone."""
+    where = _where(netns_fd, desired.node)
+    with inside(netns_fd):
+        if observed is None:
+            try:
+                observed = observe_here(desired.node)
+            except RedirectError as exc:
+                raise RedirectError(str(exc), namespace=where, step="observe") from exc
+        wanted = plan(desired, observed)
+        owner_fd = None if wanted.empty else _Execution(desired.node, where).run(wanted)
+    return Applied(owner_fd, wanted.generation, not wanted.empty, wanted.lingering)
+
+
+def execute(netns_fd: int, node: str, wanted: Plan) -> int | None:
+    """Execute a plan; returns the new owner fd, if it makes an owned table. `steer` is plan and execute in one."""
+    with inside(netns_fd):
+        return _Execution(node, _where(netns_fd, node)).run(wanted)
+
+
+def remove(netns_fd: int, node: str) -> Removed:
+    """Remove this node's plain tables and VIP routes. Close the owner fds first: rules go before routes.
+
+    lo stays up, because nobody can tell who else relies on it.
+    """
+    check_node(node)
+    where = _where(netns_fd, node)
+    step = "observe"
+    with inside(netns_fd):
+        try:
+            observed = observe_here(node)
+            step = "delete tables"
+            plain = tuple(table.name for table in observed.tables if table.owner is None)
+            if plain:
+                session.run(nft.delete(plain))
+            step = "delete VIP routes"
+            with routing() as rt:
+                for cidr in sorted(observed.routes):
+                    rt.delete_route(cidr, node)
+        except RedirectError as exc:
+            raise RedirectError(str(exc), namespace=where, step=step) from exc
+    return Removed(tuple(table.name for table in observed.tables if table.owner is not None))
+
+
+def _where(netns_fd: int, node: str) -> str:
+    return f"node {node} in {identity(netns_fd)}"
+
+
+class _Execution:
+    """One run of a plan in the current namespace."""
+
+    def __init__(self, node: str, where: str) -> None:
+        self._node = node
+        self._where = where
+        self._owner_fd: int | None = None
+
+    def run(self, wanted: Plan) -> int | None:
+        done: list[Step] = []
+        step = ""
+        try:
+            for each in wanted.steps:
+                step = _describe(each)
+                self._do(each)
+                done.append(each)
+                if isinstance(each, CreateTable):
+                    step = f"verify table {each.name}"
+                    _verify(each)
+            if wanted.drop:
+                step = f"drop {', '.join(wanted.drop)}"
+                session.run(nft.delete(wanted.drop))
+        except RedirectError as exc:
+            failures = self._undo(done)
+            message = "; ".join([str(exc), *failures])
+            raise RedirectError(message, namespace=self._where, step=step) from exc
+        return self._owner_fd
+
+    def _undo(self, done: list[Step]) -> list[str]:
+        """Go back as far as possible; what could not be undone, in words."""
+        failures = []
+        for step in reversed(done):
+            try:
+                self._do(undo(step))
+            except RedirectError as exc:
+                failures.append(f"not undone ({_describe(step)}): {exc}")
+        return failures
+
+    def _do(self, step: Step) -> None:
+        match step:
+            case LinkUp(name) | LinkDown(name):
+                with routing() as rt:
+                    rt.set_link(name, up=isinstance(step, LinkUp))
+            case AddRoute(cidr):
+                with routing() as rt:
+                    rt.add_route(cidr, self._node)
+            case DeleteRoute(cidr):
+                with routing() as rt:
+                    rt.delete_route(cidr, self._node)
+            case CreateTable(name, True, rules):
+                self._owner_fd = session.create_owned(name, nft.create(name, rules, owned=True))
+            case CreateTable(name, _, rules):
+                session.run(nft.create(name, rules, owned=False))
+            case DeleteTable(name, owned):
+                if owned and self._owner_fd is not None:
+                    os.close(self._owner_fd)
+                    self._owner_fd = None
+                elif not owned:
+                    session.run(nft.delete((name,)))
+            case _:
+                assert_never(step)
+
+
+def _verify(made: CreateTable) -> None:
+    """Read the new table back. A libnftables which words rules in a way we do not know would otherwise look like drift
+    for ever, and every look would replace the table."""
+    found = session.list_table(made.name)
+    expected = nft.listing(made.rules)
+    if found != expected:
+        odd = next((line for line in found if line not in expected), "a rule is missing")
+        raise RedirectError(f"the kernel lists other rules than were loaded: {odd}")
+
+
+def _describe(step: Step) -> str:
+    match step:
+        case LinkUp(name):
+            return f"bring {name} up"
+        case LinkDown(name):
+            return f"bring {name} down"
+        case AddRoute(cidr):
+            return f"add route {cidr}"
+        case DeleteRoute(cidr):
+            return f"delete route {cidr}"
+        case CreateTable(name):
+            return f"create table {name}"
+        case DeleteTable(name):
+            return f"delete table {name}"
+    assert_never(step)

@@ -1,0 +1,1 @@
+"""netfilter: one rule model, its nftables rendering, and the session which loads and lists it."""

@@ -1,0 +1,51 @@
+"""What the kernel has of ours in a namespace, in the terms of a plan: the difference to the desired is drift."""
+
+from __future__ import annotations
+
+from redirect.errors import RedirectError
+from redirect.netfilter import nft, session
+from redirect.netfilter.rules import Family
+from redirect.netns import identity, inside
+from redirect.plan import Observed, Table, check_node
+from redirect.route import routing
+
+
+def observe(netns_fd: int, node: str) -> Observed:
+    """Read tables, VIP routes and the state of lo. Changes nothing. RedirectError if the kernel does not answer."""
+    check_node(node)
+    where = f"node {node} in {identity(netns_fd)}"
+    with inside(netns_fd):
+        try:
+            return observe_here(node)
+        except RedirectError as exc:
+            raise RedirectError(str(exc), namespace=where, step="observe") from exc
+
+
+def observe_here(node: str) -> Observed:
+    """The same in the calling thread's current namespace."""
+    found = []
+    for table in session.tables():
+        name = nft.parse_table_name(table.name)
+        if name is None or name[0] != node:
+            continue
+        try:
+            listing = session.list_table(table.name)
+        except RedirectError:
+            if table in session.tables():
+                raise
+            continue  # went away between the two questions, as owned tables do
+        found.append(Table(table.name, name[1], table.owner, listing))
+    found.sort(key=lambda table: table.generation)
+    with routing() as rt:
+        return Observed(node=node, lo_up=rt.lo_up(), routes=rt.routes(node), tables=tuple(found))
+
+
+def families(netns_fd: int) -> frozenset[Family]:
+    """The IP families in which the namespace has an address beyond loopback and link-local."""
+    where = str(identity(netns_fd))
+    with inside(netns_fd):
+        try:
+            with routing() as rt:
+                return rt.families()
+        except RedirectError as exc:
+            raise RedirectError(str(exc), namespace=where, step="read addresses") from exc

@@ -1,0 +1,218 @@
+"""From what the kernel has to what it shall have: steps, each with its undo. PURE.
+
+    LinkUp lo -> AddRoute / DeleteRoute (VIPs) -> CreateTable -> drop the older plain tables, in one transaction
+
+Rules:
+- nothing to do gives an empty plan;
+- a new table is made before an older one goes, so no connection slips through between them;
+- every step can be undone, and undoing in reverse leaves the kernel as it was. Dropping is the last act, atomic, and
+  the only one without undo: nothing that could fail comes after it;
+- an older table which is owned goes when its owner's fd is closed, which is the caller's part: `lingering` names it.
+
+VIP routes are `dev lo`: without a route connect() fails with ENETUNREACH before any rule sees the packet, and on lo the
+kernel still picks an address of the pod as source. They stay while disabled, since established connections use them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import Literal, assert_never
+
+from redirect.errors import RedirectError
+from redirect.netfilter import nft
+from redirect.netfilter.rules import Family, Ports, Ruleset, ruleset
+
+FailurePolicy = Literal["open", "closed"]
+
+_NODE = re.compile(r"[a-z0-9-]{1,40}")
+
+
+def check_node(node: str) -> None:
+    """RedirectError unless it can be part of a table's name."""
+    if not _NODE.fullmatch(node):
+        raise RedirectError(f"node name {node!r} is not of the form [a-z0-9-]{{1,40}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """The desired condition of one namespace.
+
+    `families`: the IP families the workload has (`families()` finds them). `enabled=False` keeps hooks and routes and
+    steers nothing, so that established connections live on during a drain. `failure_policy`: open rules go with the fd
+    that owns them; closed rules stay, and refuse what no listener takes, outbound and inbound.
+    """
+
+    node: str
+    families: frozenset[Family]
+    failure_policy: FailurePolicy = "open"
+    ports: Ports = field(default_factory=Ports)
+    mark: int = 0x539
+    mask: int = 0xFFF
+    vip_cidrs: tuple[str, ...] = ("240.240.0.0/16", "fd00:240::/32")
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        check_node(self.node)
+        if not self.families or not self.families <= {4, 6}:
+            raise RedirectError(f"families {sorted(self.families)}: one or both of 4 and 6 are needed")
+        if self.failure_policy not in ("open", "closed"):
+            raise RedirectError(f"failure policy {self.failure_policy!r} is neither open nor closed")
+        excluded = self.ports.excluded_inbound
+        for port in (self.ports.outbound, self.ports.inbound, *excluded):
+            if not 0 < port < 1 << 16:
+                raise RedirectError(f"port {port} is not in 1..65535")
+        if self.ports.outbound == self.ports.inbound:
+            raise RedirectError("outbound and inbound listener cannot share a port")
+        if list(excluded) != sorted(set(excluded)):
+            raise RedirectError(f"excluded inbound ports {excluded} are not sorted and distinct")
+        if not 0 < self.mask < 1 << 32 or not self.mark or self.mark & ~self.mask:
+            raise RedirectError(f"mark {self.mark:#x} is zero or not within the mask {self.mask:#x}")
+        for cidr in self.vip_cidrs:
+            _check_cidr(cidr)
+
+    @property
+    def owned(self) -> bool:
+        return self.failure_policy == "open"
+
+    def rules(self) -> Ruleset:
+        return ruleset(
+            self.ports,
+            self.families,
+            mark=self.mark,
+            mask=self.mask,
+            refuse_without_listener=not self.owned,
+            enabled=self.enabled,
+        )
+
+    def routes(self) -> frozenset[str]:
+        return frozenset(cidr for cidr in self.vip_cidrs if ipaddress.ip_network(cidr).version in self.families)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of ours. `owner` is the port id of the owning netlink socket, None for a plain table."""
+
+    name: str
+    generation: int
+    owner: int | None
+    listing: nft.Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the kernel has of one node in one namespace; tables in order of generation."""
+
+    node: str
+    lo_up: bool
+    routes: frozenset[str]
+    tables: tuple[Table, ...]
+
+    @property
+    def generation(self) -> int:
+        """The newest one; 0: not steered."""
+        return max((table.generation for table in self.tables), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute:
+    cidr: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoute:
+    cidr: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTable:
+    name: str
+    owned: bool
+    rules: Ruleset
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTable:
+    """Undo of CreateTable. An owned one is deleted by closing its owner."""
+
+    name: str
+    owned: bool
+    rules: Ruleset
+
+
+Step = LinkUp | LinkDown | AddRoute | DeleteRoute | CreateTable | DeleteTable
+
+
+def undo(step: Step) -> Step:
+    match step:
+        case LinkUp(name):
+            return LinkDown(name)
+        case LinkDown(name):
+            return LinkUp(name)
+        case AddRoute(cidr):
+            return DeleteRoute(cidr)
+        case DeleteRoute(cidr):
+            return AddRoute(cidr)
+        case CreateTable(name, owned, rules):
+            return DeleteTable(name, owned, rules)
+        case DeleteTable(name, owned, rules):
+            return CreateTable(name, owned, rules)
+    assert_never(step)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`steps` in order, then `drop` at once. `generation` is the one that steers afterwards."""
+
+    steps: tuple[Step, ...]
+    drop: tuple[str, ...]
+    generation: int
+    lingering: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        return not self.steps and not self.drop
+
+
+def plan(desired: Steering, observed: Observed) -> Plan:
+    """What to do so that the namespace is as desired. RedirectError if the two are about different nodes."""
+    if desired.node != observed.node:
+        raise RedirectError(f"steering of node {desired.node} planned on what node {observed.node} has")
+    rules = desired.rules()
+    steps: list[Step] = [] if observed.lo_up else [LinkUp("lo")]
+    steps += [AddRoute(cidr) for cidr in sorted(desired.routes() - observed.routes)]
+    steps += [DeleteRoute(cidr) for cidr in sorted(observed.routes - desired.routes())]
+
+    newest = max(observed.tables, key=lambda table: table.generation, default=None)
+    generation = observed.generation
+    if newest is None or (newest.owner is not None) != desired.owned or newest.listing != nft.listing(rules):
+        newest = None
+        generation += 1
+        steps.append(CreateTable(nft.table_name(desired.node, generation), desired.owned, rules))
+    older = [table for table in observed.tables if table is not newest]
+    return Plan(
+        steps=tuple(steps),
+        drop=tuple(table.name for table in older if table.owner is None),
+        generation=generation,
+        lingering=tuple(table.name for table in older if table.owner is not None),
+    )
+
+
+def _check_cidr(cidr: str) -> None:
+    try:
+        network = ipaddress.ip_network(cidr)
+    except ValueError as exc:
+        raise RedirectError(f"VIP network: {exc}") from exc
+    if str(network) != cidr:
+        raise RedirectError(f"VIP network {cidr} is to be written {network}")

@@ -1,0 +1,710 @@
+"""Steering on the real kernel: a pod and a peer in namespaces of their own, joined by a veth pair.
+
+The peer owns a far-away address too, so that what is not redirected arrives somewhere visible.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from redirect import Applied, Ports, RedirectError, Steering, families, observe, remove, steer
+from redirect.apply import execute
+from redirect.netfilter.rules import Chain, FromInterface, Pass, Rule
+from redirect.netns import identity, inside, open_netns
+from redirect.plan import AddRoute, CreateTable, FailurePolicy, Plan, plan
+from redirect.probe import probe
+
+pytestmark = pytest.mark.kernel
+
+NODE = "node-a"
+PATIENCE_S = 10.0
+SO_ORIGINAL_DST = 80
+IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+POD = {4: "10.99.1.2", 6: "fd99:1::2"}
+PEER = {4: "10.99.1.1", 6: "fd99:1::1"}
+FAR = {4: "198.51.100.7", 6: "2001:db8:7::7"}
+VIP = {4: "240.240.3.4", 6: "fd00:240::3:4"}
+POLICIES: list[FailurePolicy] = ["open", "closed"]
+
+_counter = itertools.count()
+
+
+def sh(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for: {what}"
+        threading.Event().wait(0.005)
+
+
+@dataclass
+class Namespace:
+    name: str
+    fd: int = -1
+
+    def run(self, *command: str) -> str:
+        return sh("nsenter", f"--net=/run/netns/{self.name}", *command)
+
+    def nft(self) -> str:
+        return self.run("nft", "list", "ruleset")
+
+    def state(self) -> str:
+        """All that steering could leave behind, by other tools than ours."""
+        return "\n".join(
+            [
+                self.nft(),
+                self.run("ip", "route", "show", "table", "all"),
+                self.run("ip", "-6", "route", "show", "table", "all"),
+                self.run("ip", "rule"),
+                self.run("ip", "-6", "rule"),
+            ]
+        )
+
+    def socket(self, family: int) -> socket.socket:
+        with inside(self.fd):
+            sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6)
+        sock.settimeout(PATIENCE_S)
+        return sock
+
+    def listener(self, family: int, address: str, port: int, *, transparent: bool = False) -> socket.socket:
+        sock = self.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if transparent:
+            option = (socket.SOL_IP, IP_TRANSPARENT) if family == 4 else (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
+            sock.setsockopt(*option, 1)
+        sock.bind((address, port))
+        sock.listen(128)
+        return sock
+
+    def connect(self, family: int, address: str, port: int, *, mark: int = 0) -> socket.socket:
+        sock = self.socket(family)
+        try:
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.connect((address, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+@dataclass
+class World:
+    families: frozenset[int]
+    pod: Namespace
+    peer: Namespace
+    stack: ExitStack
+    held: list[int] = field(default_factory=list)
+
+    def steering(self, policy: FailurePolicy = "open", **more: object) -> Steering:
+        return replace(Steering(NODE, self.families, policy), **more)  # type: ignore[arg-type]
+
+    def steer(self, desired: Steering) -> Applied:
+        applied = steer(self.pod.fd, desired)
+        if applied.owner_fd is not None:
+            self.held.append(applied.owner_fd)
+        return applied
+
+    def close_owners(self, *, but_newest: bool = False) -> None:
+        while len(self.held) > int(but_newest):
+            os.close(self.held.pop(0))
+
+    def keep(self, sock: socket.socket) -> socket.socket:
+        self.stack.callback(sock.close)
+        return sock
+
+    def outbound(self, family: int) -> socket.socket:
+        return self.keep(self.pod.listener(family, LOOPBACK[family], 15001))
+
+    def inbound(self, family: int) -> socket.socket:
+        return self.keep(self.pod.listener(family, LOOPBACK[family], 15006, transparent=True))
+
+    def app(self, family: int, port: int = 8080) -> socket.socket:
+        return self.keep(self.pod.listener(family, POD[family], port))
+
+    def far(self, family: int, port: int = 8080) -> socket.socket:
+        return self.keep(self.peer.listener(family, FAR[family], port))
+
+    def connect(self, where: Namespace, family: int, address: str, port: int = 8080, *, mark: int = 0) -> socket.socket:
+        return self.keep(where.connect(family, address, port, mark=mark))
+
+    def accept(self, listener: socket.socket) -> socket.socket:
+        sock = listener.accept()[0]
+        sock.settimeout(PATIENCE_S)
+        return self.keep(sock)
+
+
+def make_namespace(stack: ExitStack, role: str) -> Namespace:
+    namespace = Namespace(f"steer{os.getpid()}n{next(_counter)}-{role}")
+    stack.callback(subprocess.run, ["ip", "netns", "del", namespace.name], capture_output=True)
+    sh("ip", "netns", "add", namespace.name)
+    namespace.fd = open_netns(f"/run/netns/{namespace.name}")
+    stack.callback(os.close, namespace.fd)
+    print(f"{role}: nsenter --net=/run/netns/{namespace.name}")
+    return namespace
+
+
+def make_world(stack: ExitStack, wanted: frozenset[int]) -> World:
+    pod, peer = make_namespace(stack, "pod"), make_namespace(stack, "peer")
+    sh("ip", "link", "add", "eth0", "netns", pod.name, "type", "veth", "peer", "name", "eth0", "netns", peer.name)
+    for namespace, own in ((pod, POD), (peer, PEER)):
+        # No link-local addresses: they would come late and change the tables under comparison.
+        namespace.run("ip", "link", "set", "eth0", "addrgenmode", "none")
+        namespace.run("ip", "link", "set", "lo", "up")
+        for family in wanted:
+            length = "24" if family == 4 else "64"
+            extra = [] if family == 4 else ["nodad"]
+            namespace.run("ip", "addr", "add", f"{own[family]}/{length}", "dev", "eth0", *extra)
+    for namespace in (pod, peer):
+        namespace.run("ip", "link", "set", "eth0", "up")
+    for family in wanted:
+        pod.run("ip", f"-{family}", "route", "add", "default", "via", PEER[family])
+        peer.run("ip", "addr", "add", f"{FAR[family]}/{32 if family == 4 else 128}", "dev", "lo")
+    for namespace in (pod, peer):
+        wait_for(lambda ns=namespace: "LOWER_UP" in ns.run("ip", "link", "show", "eth0"), "carrier")  # type: ignore[misc]
+    world = World(wanted, pod, peer, stack)
+    stack.callback(world.close_owners)
+    return world
+
+
+@pytest.fixture(params=[{4}, {6}, {4, 6}], ids=["v4", "v6", "dual"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with ExitStack() as stack:
+        yield make_world(stack, frozenset(request.param))
+
+
+@pytest.fixture
+def dual() -> Iterator[World]:
+    with ExitStack() as stack:
+        yield make_world(stack, frozenset({4, 6}))
+
+
+def original_dst(sock: socket.socket, family: int) -> tuple[str, int]:
+    if family == 4:
+        port, address = struct.unpack_from("!2xH4s", sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
+        return socket.inet_ntop(socket.AF_INET, address), port
+    port, address = struct.unpack_from("!2xH4x16s", sock.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28))
+    return socket.inet_ntop(socket.AF_INET6, address), port
+
+
+def exchange(one: socket.socket, other: socket.socket) -> None:
+    """Bytes go both ways, `one` first."""
+    for sender, receiver, data in ((one, other, b"there"), (other, one, b"and back")):
+        sender.sendall(data)
+        assert receiver.recv(100) == data
+
+
+def pending(listener: socket.socket) -> bool:
+    listener.setblocking(False)
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    finally:
+        listener.settimeout(PATIENCE_S)
+    return True
+
+
+# --- outbound
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_outbound_connects_reach_the_listener_with_their_destination(world: World, policy: FailurePolicy) -> None:
+    world.steer(world.steering(policy))
+    for family in sorted(world.families):
+        listener, far = world.outbound(family), world.far(family)
+        for destination in (FAR[family], VIP[family], PEER[family]):
+            client = world.connect(world.pod, family, destination)
+            server = world.accept(listener)
+            assert original_dst(server, family) == (destination, 8080)
+            assert client.getsockname()[0] == POD[family]
+            assert server.getpeername()[:2] == client.getsockname()[:2]
+            exchange(client, server)
+        assert not pending(far)
+        assert f"{LOOPBACK[family]}" in world.pod.run("ss", "-Htn", "sport", "=", ":15001")
+
+
+def test_marked_sockets_bypass(world: World) -> None:
+    world.steer(world.steering())
+    for family in sorted(world.families):
+        listener, far = world.outbound(family), world.far(family)
+        for mark in (0x539, 0xA0539):  # what is outside the mask does not matter
+            client = world.connect(world.pod, family, FAR[family], mark=mark)
+            server = world.accept(far)
+            assert server.getpeername()[0] == POD[family]
+            exchange(client, server)
+        assert not pending(listener)
+        world.connect(world.pod, family, FAR[family], mark=0x538)
+        world.accept(listener)
+
+
+def test_own_addresses_and_loopback_are_not_redirected(world: World) -> None:
+    world.steer(world.steering("closed"))
+    for family in sorted(world.families):
+        listener, inbound = world.outbound(family), world.inbound(family)
+        for address in (POD[family], LOOPBACK[family]):
+            app = world.keep(world.pod.listener(family, address, 8080))
+            exchange(world.connect(world.pod, family, address), world.accept(app))
+        assert not pending(listener)
+        assert not pending(inbound)
+
+
+def test_a_family_that_is_not_steered_passes(dual: World) -> None:
+    for steered, other in ((4, 6), (6, 4)):
+        dual.steer(replace(dual.steering("closed"), families=frozenset({steered})))
+        far, app = dual.far(other), dual.app(other)
+        exchange(dual.connect(dual.pod, other, FAR[other]), dual.accept(far))
+        exchange(dual.connect(dual.peer, other, POD[other]), dual.accept(app))
+        with pytest.raises(ConnectionRefusedError):
+            dual.connect(dual.pod, steered, FAR[steered])
+
+
+# --- inbound
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_inbound_connects_reach_the_transparent_listener(world: World, policy: FailurePolicy) -> None:
+    first = world.steer(world.steering(policy))
+    for family in sorted(world.families):
+        app, listener = world.app(family), world.inbound(family)
+        client = world.connect(world.peer, family, POD[family])
+        server = world.accept(listener)
+        assert server.getsockname()[:2] == (POD[family], 8080)
+        assert server.getpeername()[:2] == client.getsockname()[:2]
+        exchange(client, server)
+        assert not pending(app)
+        shown = world.pod.run("ss", "-Htn", "state", "established", "dport", "=", f":{client.getsockname()[1]}")
+        assert POD[family] in shown and ":8080" in shown
+
+        # The proxy reaches the app at its real address, by its mark and without.
+        exchange(world.connect(world.pod, family, POD[family], mark=0x539), world.accept(app))
+
+        # The connection goes on when the rules are replaced, and when they are gone.
+        assert (
+            world.steer(world.steering(policy, ports=Ports(excluded_inbound=(family,)))).generation > first.generation
+        )
+        world.close_owners(but_newest=True)
+        exchange(client, server)
+        world.steer(world.steering(policy, enabled=False))
+        world.close_owners(but_newest=True)
+        exchange(server, client)
+        world.steer(world.steering(policy))
+        world.close_owners(but_newest=True)
+        exchange(client, server)
+        listener.close()
+        exchange(client, server)
+
+
+def test_excluded_inbound_ports_reach_the_app(world: World) -> None:
+    for excluded in ((9000,), (9000, 9001)):
+        world.steer(world.steering("closed", ports=Ports(excluded_inbound=excluded)))
+        for family in sorted(world.families):
+            with closing(world.pod.listener(family, POD[family], 9000)) as app:
+                exchange(world.connect(world.peer, family, POD[family], 9000), world.accept(app))
+
+
+# --- what was there before, and what comes after
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("pod_speaks_first", [True, False])
+def test_established_connections_survive_steering(world: World, policy: FailurePolicy, pod_speaks_first: bool) -> None:
+    pairs = []
+    listeners = []
+    for family in sorted(world.families):
+        far, app = world.far(family), world.app(family)
+        out = world.connect(world.pod, family, FAR[family])
+        pairs.append((out, world.accept(far)))
+        client = world.connect(world.peer, family, POD[family])
+        pairs.append((world.accept(app), client))
+        listeners += [world.outbound(family), world.inbound(family)]
+    exchange(*pairs[0])
+    world.steer(world.steering(policy))
+    for in_pod, outside in pairs:
+        exchange(*((in_pod, outside) if pod_speaks_first else (outside, in_pod)))
+    assert not any(pending(listener) for listener in listeners)
+    world.close_owners()
+    remove(world.pod.fd, NODE)
+    for in_pod, outside in pairs:
+        exchange(in_pod, outside)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_disabled_keeps_redirected_connections_and_lets_new_ones_go_direct(world: World, policy: FailurePolicy) -> None:
+    world.steer(world.steering(policy))
+    old = []
+    for family in sorted(world.families):
+        listener = world.outbound(family)
+        for destination in (FAR[family], VIP[family]):
+            client = world.connect(world.pod, family, destination)
+            old.append((client, world.accept(listener)))
+        listener.close()
+    assert world.steer(world.steering(policy, enabled=False)).changed
+    world.close_owners(but_newest=True)
+    assert "redirect" not in world.pod.nft()
+    for client, server in old:
+        exchange(client, server)
+        exchange(server, client)
+    for family in sorted(world.families):
+        far, app = world.far(family), world.app(family)
+        exchange(world.connect(world.pod, family, FAR[family]), world.accept(far))
+        exchange(world.connect(world.peer, family, POD[family]), world.accept(app))
+
+
+def test_open_rules_go_with_their_owner(world: World) -> None:
+    before = world.pod.nft()
+    applied = world.steer(world.steering())
+    assert applied.owner_fd is not None
+    assert "flags owner" in world.pod.nft()
+    with pytest.raises(ConnectionRefusedError):
+        world.connect(world.pod, min(world.families), FAR[min(world.families)])
+    spare = os.dup(applied.owner_fd)
+    world.close_owners()
+    assert "flags owner" in world.pod.nft()
+    os.close(spare)
+    assert world.pod.nft() == before
+    for family in sorted(world.families):
+        far, app = world.far(family), world.app(family)
+        exchange(world.connect(world.pod, family, FAR[family]), world.accept(far))
+        exchange(world.connect(world.peer, family, POD[family]), world.accept(app))
+
+
+def test_open_rules_go_when_the_holder_is_killed(world: World) -> None:
+    program = (
+        "import sys\nfrom redirect import Steering, steer\nfrom redirect.netns import open_netns\n"
+        "fd = open_netns(sys.argv[1])\n"
+        "kept = steer(fd, Steering('killed', frozenset(map(int, sys.argv[2:]))))\n"
+        "print(kept.generation, flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, f"/run/netns/{world.pod.name}", *map(str, world.families)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"1\n"
+            assert "netproxy-killed-g1" in world.pod.nft()
+            removed = remove(world.pod.fd, "killed")
+            assert removed.left == ("netproxy-killed-g1",)
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    wait_for(lambda: "netproxy-killed" not in world.pod.nft(), "the table to go")
+
+
+def test_open_inbound_reaches_the_app_when_nobody_listens(world: World) -> None:
+    world.steer(world.steering())
+    for family in sorted(world.families):
+        app = world.app(family)
+        exchange(world.connect(world.peer, family, POD[family]), world.accept(app))
+
+
+def test_closed_rules_stay_and_refuse(world: World) -> None:
+    assert world.steer(world.steering("closed")).owner_fd is None
+    assert f"table inet netproxy-{NODE}-g1" in world.pod.nft()
+    for family in sorted(world.families):
+        far, app = world.far(family), world.app(family)
+        for destination in (FAR[family], VIP[family]):
+            with pytest.raises(ConnectionRefusedError):
+                world.connect(world.pod, family, destination)
+        with pytest.raises(ConnectionRefusedError):
+            world.connect(world.peer, family, POD[family])
+        assert not pending(far)
+        assert not pending(app)
+
+
+# --- replacing
+
+
+@pytest.mark.parametrize("changes", [["open"], ["closed"], ["open", "closed"]], ids="-".join)
+def test_replacing_leaves_no_gap(world: World, changes: list[FailurePolicy]) -> None:
+    world.steer(world.steering(changes[0]))
+    stop = threading.Event()
+    made = {"outbound": 0, "inbound": 0}
+    failures: list[str] = []
+    listeners = {family: (world.outbound(family), world.inbound(family)) for family in world.families}
+    direct = [sock for family in world.families for sock in (world.far(family), world.app(family))]
+
+    def connect_all_the_time() -> None:
+        while not stop.is_set():
+            for family, (outbound, inbound) in listeners.items():
+                for name, where, address, listener in (
+                    ("outbound", world.pod, FAR[family], outbound),
+                    ("inbound", world.peer, POD[family], inbound),
+                ):
+                    try:
+                        where.connect(family, address, 8080).close()
+                        listener.accept()[0].close()
+                    except OSError as exc:
+                        failures.append(f"{name} IPv{family}: {exc!r}")
+                        return
+                    made[name] += 1
+
+    client = threading.Thread(target=connect_all_the_time)
+    client.start()
+    try:
+        for turn in range(1, 21):
+            target = made["inbound"] + 3
+            wait_for(lambda target=target: bool(failures) or made["inbound"] >= target, "connections")  # type: ignore[misc]
+            ports = Ports(excluded_inbound=(turn,))
+            applied = world.steer(world.steering(changes[turn % len(changes)], ports=ports))
+            assert applied.generation == turn + 1
+            world.close_owners(but_newest=applied.owner_fd is not None)
+    finally:
+        stop.set()
+        client.join()
+    assert failures == []
+    assert not any(pending(listener) for listener in direct)
+    assert world.pod.nft().count("table inet") == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_steering_twice_changes_nothing(world: World, policy: FailurePolicy) -> None:
+    first = world.steer(world.steering(policy))
+    assert first.changed
+    before = world.pod.state()
+    again = world.steer(world.steering(policy))
+    assert again == Applied(owner_fd=None, generation=first.generation, changed=False)
+    assert world.pod.state() == before
+
+
+def test_older_owned_tables_are_named_until_they_go(dual: World) -> None:
+    dual.steer(dual.steering())
+    changed = dual.steer(dual.steering(enabled=False))
+    assert changed.lingering == (f"netproxy-{NODE}-g1",)
+    dual.close_owners(but_newest=True)
+    assert dual.steer(dual.steering(enabled=False)).lingering == ()
+
+
+# --- failing
+
+
+BAD_RULES = (Chain("output", "nat", "output", -100, (Rule((FromInterface("x" * 40),), Pass()),)),)
+
+
+@pytest.mark.parametrize("owned", [True, False])
+@pytest.mark.parametrize("running", [None, *POLICIES])
+def test_a_failure_midway_leaves_the_kernel_as_it_was(dual: World, owned: bool, running: FailurePolicy | None) -> None:
+    if running:
+        dual.steer(dual.steering(running, vip_cidrs=()))
+    before, files = dual.pod.state(), os.listdir("/proc/self/fd")
+    good = dual.steering().rules()
+    routes = (AddRoute("240.240.0.0/16"), AddRoute("fd00:240::/32"))
+    cases = {
+        "create table": Plan((*routes, CreateTable("netproxy-node-a-g9", owned, BAD_RULES)), (), 9, ()),
+        "drop": Plan((*routes, CreateTable("netproxy-node-a-g9", owned, good)), ("netproxy-node-a-g8",), 9, ()),
+        "add route": Plan((CreateTable("netproxy-node-a-g9", owned, good), routes[0], routes[0]), (), 9, ()),
+    }
+    for step, wanted in cases.items():
+        with pytest.raises(RedirectError) as caught:
+            execute(dual.pod.fd, NODE, wanted)
+        assert caught.value.step.startswith(step)
+        assert str(identity(dual.pod.fd)) in str(caught.value)
+        assert "not undone" not in str(caught.value)
+        assert dual.pod.state() == before
+        assert os.listdir("/proc/self/fd") == files
+
+
+def test_a_table_of_that_name_is_never_written_into(dual: World) -> None:
+    dual.pod.run("nft", "add", "table", "inet", "netproxy-node-a-g1")
+    before = dual.pod.state()
+    for owned in (True, False):
+        wanted = Plan((CreateTable("netproxy-node-a-g1", owned, dual.steering().rules()),), (), 1, ())
+        with pytest.raises(RedirectError, match=r"exists|supported|Invalid"):
+            execute(dual.pod.fd, NODE, wanted)
+        assert dual.pod.state() == before
+
+
+# --- removing, neighbours, drift
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_remove_leaves_nothing(world: World, policy: FailurePolicy) -> None:
+    world.pod.run("nft", "add table inet others; add chain inet others c")
+    world.pod.run("ip", "route", "add", "240.241.0.0/16", "dev", "lo", "proto", "78")
+    before = world.pod.state()
+    world.steer(world.steering(policy))
+    assert world.pod.state() != before
+    world.close_owners()
+    assert remove(world.pod.fd, NODE).left == ()
+    assert world.pod.state() == before
+    assert remove(world.pod.fd, NODE).left == ()
+
+
+def test_remove_reports_what_only_the_owner_can_remove(dual: World) -> None:
+    dual.steer(dual.steering())
+    assert remove(dual.pod.fd, NODE).left == (f"netproxy-{NODE}-g1",)
+    dual.close_owners()
+    assert remove(dual.pod.fd, NODE).left == ()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_two_nodes_do_not_disturb_each_other(world: World, policy: FailurePolicy) -> None:
+    before = world.pod.state()
+    other = world.steering(policy, node=f"{NODE}-g1", ports=Ports(outbound=25001, inbound=25006), mark=0x53A)
+    world.steer(world.steering("closed"))
+    assert remove(world.pod.fd, other.node).left == ()
+    world.steer(other)
+    alone = observe(world.pod.fd, other.node)
+    assert [table.name for table in alone.tables] == [f"netproxy-{NODE}-g1-g1"]
+    assert not world.steer(world.steering("closed")).changed
+    assert not world.steer(other).changed
+    remove(world.pod.fd, NODE)
+    assert observe(world.pod.fd, other.node) == alone
+    assert observe(world.pod.fd, NODE).tables == ()
+    for family in sorted(world.families):
+        listener = world.keep(world.pod.listener(family, LOOPBACK[family], 25001))
+        world.connect(world.pod, family, VIP[family])
+        assert original_dst(world.accept(listener), family) == (VIP[family], 8080)
+    world.close_owners()
+    remove(world.pod.fd, other.node)
+    assert world.pod.state() == before
+
+
+def _rule_handle(world: World, chain: str) -> str:
+    table = f"netproxy-{NODE}-g1"
+    entries = json.loads(world.pod.run("nft", "-j", "list", "chain", "inet", table, chain))["nftables"]
+    return str(next(entry["rule"]["handle"] for entry in entries if "rule" in entry))
+
+
+TABLE = f"inet netproxy-{NODE}-g1"
+MEDDLING: dict[str, Callable[[World], str]] = {
+    "a rule deleted": lambda w: w.pod.run("nft", f"delete rule {TABLE} output handle {_rule_handle(w, 'output')}"),
+    "a rule added": lambda w: w.pod.run("nft", f"add rule {TABLE} output accept"),
+    "a rule inserted": lambda w: w.pod.run("nft", f"insert rule {TABLE} prerouting tcp dport 80 return"),
+    "a chain flushed": lambda w: w.pod.run("nft", f"flush chain {TABLE} prerouting"),
+    "a chain added": lambda w: w.pod.run("nft", f"add chain {TABLE} more"),
+    "a set added": lambda w: w.pod.run("nft", f"add set {TABLE} s {{ type ipv4_addr; }}"),
+    "the policy changed": lambda w: w.pod.run("nft", f"chain {TABLE} output {{ policy drop; }}"),
+    "the table deleted": lambda w: w.pod.run("nft", f"delete table {TABLE}"),
+    "the VIP route deleted": lambda w: w.pod.run("ip", f"-{min(w.families)}", "route", "flush", "proto", "78"),
+    "lo set down": lambda w: w.pod.run("ip", "link", "set", "lo", "down"),
+}
+
+
+@pytest.mark.parametrize("meddling", MEDDLING)
+def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
+    desired = world.steering("closed")
+    world.steer(desired)
+    good = observe(world.pod.fd, NODE)
+    assert plan(desired, good).empty
+    MEDDLING[meddling](world)
+    found = observe(world.pod.fd, NODE)
+    assert not plan(desired, found).empty
+    assert steer(world.pod.fd, desired, found).changed
+    repaired = observe(world.pod.fd, NODE)
+    assert plan(desired, repaired).empty
+    assert [table.listing for table in repaired.tables] == [good.tables[0].listing]
+    for family in sorted(world.families):
+        listener = world.outbound(family)
+        world.connect(world.pod, family, VIP[family])
+        world.accept(listener)
+
+
+def test_nobody_else_can_change_an_owned_table(dual: World) -> None:
+    dual.steer(dual.steering())
+    before = dual.pod.nft()
+    for command in (f"delete table {TABLE}", f"flush chain {TABLE} output", f"add rule {TABLE} output accept"):
+        with pytest.raises(AssertionError, match="not permitted"):
+            dual.pod.run("nft", command)
+    dual.pod.run("nft", "flush ruleset")
+    assert dual.pod.nft() == before
+
+
+# --- the ground it stands on
+
+
+def test_families_are_those_with_a_routable_address(world: World) -> None:
+    assert families(world.pod.fd) == world.families
+
+
+def test_an_empty_namespace_has_no_family_and_lo_is_brought_up() -> None:
+    with ExitStack() as stack:
+        namespace = make_namespace(stack, "bare")
+        assert families(namespace.fd) == frozenset()
+        assert not observe(namespace.fd, NODE).lo_up
+        assert steer(namespace.fd, Steering(NODE, frozenset({4}), "closed")).changed
+        assert "LOOPBACK,UP" in namespace.run("ip", "link", "show", "lo")
+
+
+def test_many_threads_steer_many_namespaces_at_once() -> None:
+    with ExitStack() as stack:
+        namespaces = [make_namespace(stack, f"t{number}") for number in range(8)]
+        home = identity(stack.enter_context(OwnNamespace()))
+
+        def one(namespace: Namespace) -> int:
+            applied = steer(namespace.fd, Steering(NODE, frozenset({4, 6})))
+            assert applied.owner_fd is not None
+            with OwnNamespace() as here:
+                assert identity(here) == home
+            return applied.owner_fd
+
+        with ThreadPoolExecutor(len(namespaces)) as pool:
+            owners = list(pool.map(one, namespaces))
+        for namespace, owner in zip(namespaces, owners, strict=True):
+            assert "flags owner" in namespace.nft()
+            os.close(owner)
+            assert namespace.nft() == ""
+
+
+class OwnNamespace:
+    def __enter__(self) -> int:
+        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def test_inside_returns_home_after_an_error(dual: World) -> None:
+    with OwnNamespace() as home:
+        with pytest.raises(ZeroDivisionError), inside(dual.pod.fd):
+            with OwnNamespace() as here:
+                assert identity(here) == identity(dual.pod.fd)
+            raise ZeroDivisionError
+        with OwnNamespace() as here:
+            assert identity(here) == identity(home)
+        with pytest.raises(RedirectError, match="enter namespace"), inside(sys.stderr.fileno()):
+            pass
+
+
+def test_only_network_namespaces_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    for path, reason in (
+        (str(tmp_path / "file"), "not a namespace file"),
+        (str(tmp_path / "fifo"), "not a namespace file"),
+        ("/dev/null", "not a namespace file"),
+        ("/proc/self/ns/uts", "not a network namespace"),
+        (str(tmp_path / "none"), "No such file"),
+    ):
+        with pytest.raises(RedirectError, match=reason):
+            open_netns(path)
+
+
+def test_this_machine_can_steer() -> None:
+    before = sh("nft", "list", "ruleset")
+    found = probe()
+    assert (found.families, found.reason, found.ok) == (frozenset({4, 6}), "", True)
+    assert sh("nft", "list", "ruleset") == before

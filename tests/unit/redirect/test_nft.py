@@ -1,0 +1,192 @@
+"""Rules as nft text, and as nft lists them. That the two agree is proved by the kernel tests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from redirect import Steering
+from redirect.netfilter import nft
+from redirect.netfilter.rules import Ports, ToNetwork, ToPorts
+
+NODE = "node-a"
+
+DUAL_OPEN = """\
+table inet netproxy-node-a-g3 {
+	flags owner
+	chain output {
+		type nat hook output priority -100; policy accept;
+		meta mark & 0x00000fff == 0x00000539 return
+		fib daddr type == local return
+		ip6 daddr fe80::/10 return
+		tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+	}
+	chain prerouting {
+		type filter hook prerouting priority -150; policy accept;
+		iifname "lo" return
+		fib daddr type != local return
+		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15006 accept
+		meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:15006 accept
+	}
+}
+"""
+
+V4_CLOSED = """\
+create table inet netproxy-node-a-g3
+table inet netproxy-node-a-g3 {
+	chain output {
+		type nat hook output priority -100; policy accept;
+		meta nfproto ipv6 return
+		meta mark & 0x00000fff == 0x00000539 return
+		fib daddr type == local return
+		tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+	}
+	chain prerouting {
+		type filter hook prerouting priority -150; policy accept;
+		meta nfproto ipv6 return
+		iifname "lo" return
+		fib daddr type != local return
+		tcp dport { 22, 9000 } return
+		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15006 accept
+		tcp flags & (fin|syn|rst|ack) == syn reject with tcp reset
+	}
+}
+"""
+
+DISABLED = """\
+table inet netproxy-node-a-g3 {
+	flags owner
+	chain output {
+		type nat hook output priority -100; policy accept;
+		ct state established return
+	}
+	chain prerouting {
+		type filter hook prerouting priority -150; policy accept;
+	}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("desired", "text"),
+    [
+        (Steering(NODE, frozenset({4, 6})), DUAL_OPEN),
+        (Steering(NODE, frozenset({4}), "closed", ports=Ports(excluded_inbound=(22, 9000))), V4_CLOSED),
+        (Steering(NODE, frozenset({6}), enabled=False), DISABLED),
+    ],
+    ids=["dual-open", "v4-closed", "disabled"],
+)
+def test_text(desired: Steering, text: str) -> None:
+    assert nft.create("netproxy-node-a-g3", desired.rules(), owned=desired.owned) == text
+
+
+def test_delete_is_one_transaction() -> None:
+    assert nft.delete(("a", "b")) == "delete table inet a\ndelete table inet b\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("netproxy-node-a-g3", (NODE, 3)),
+        ("netproxy-a-g1-g22", ("a-g1", 22)),
+        ("netproxy-a", None),
+        ("netproxy-a-g0", None),
+        ("netproxy-a-g01", None),
+        ("netproxy-A-g1", None),
+        ("netproxy--g1", None),
+        ("netproxy-a-g1\n", None),
+        ("x-netproxy-a-g1", None),
+    ],
+)
+def test_table_names(name: str, parsed: tuple[str, int] | None) -> None:
+    assert nft.parse_table_name(name) == parsed
+    if parsed:
+        assert nft.table_name(*parsed) == name
+
+
+def answer(*entries: dict[str, Any]) -> str:
+    return json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, {"table": {"name": "t"}}, *entries]})
+
+
+PLACE = {"family": "inet", "table": "t"}
+OUTPUT = {
+    "chain": {**PLACE, "name": "output", "handle": 1, "type": "nat", "hook": "output", "prio": -100, "policy": "accept"}
+}
+PREROUTING = {
+    "chain": {
+        **PLACE,
+        "name": "prerouting",
+        "handle": 2,
+        "type": "filter",
+        "hook": "prerouting",
+        "prio": -150,
+        "policy": "accept",
+    }
+}
+DISABLED_RULE = {
+    "rule": {
+        **PLACE,
+        "chain": "output",
+        "handle": 7,
+        "expr": [
+            {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "established"}},
+            {"return": None},
+        ],
+    }
+}
+DISABLED_LISTING = nft.listing(Steering(NODE, frozenset({4}), enabled=False).rules())
+
+
+def test_listing_of_what_was_loaded() -> None:
+    assert nft.read_listing(answer(OUTPUT, PREROUTING, DISABLED_RULE)) == DISABLED_LISTING
+    assert nft.read_listing(answer(PREROUTING, DISABLED_RULE, OUTPUT)) != DISABLED_LISTING[:-1]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [OUTPUT, PREROUTING],
+        [OUTPUT, DISABLED_RULE],
+        [OUTPUT, PREROUTING, DISABLED_RULE, DISABLED_RULE],
+        [OUTPUT, PREROUTING, DISABLED_RULE, {"set": {**PLACE, "name": "s"}}],
+        [OUTPUT, PREROUTING, DISABLED_RULE, {"chain": {**PLACE, "name": "more", "handle": 9}}],
+        [OUTPUT, PREROUTING, {"rule": {**DISABLED_RULE["rule"], "expr": [{"accept": None}]}}],
+        [OUTPUT, PREROUTING, {"rule": {**DISABLED_RULE["rule"], "comment": "mine"}}],
+        [{"chain": {**OUTPUT["chain"], "policy": "drop"}}, PREROUTING, DISABLED_RULE],
+        [{"chain": {**OUTPUT["chain"], "prio": 0}}, PREROUTING, DISABLED_RULE],
+    ],
+)
+def test_anything_else_in_the_table_differs(entries: list[dict[str, Any]]) -> None:
+    assert nft.read_listing(answer(*entries)) != DISABLED_LISTING
+
+
+def test_the_order_of_rules_matters() -> None:
+    other = {"rule": {**DISABLED_RULE["rule"], "expr": [{"accept": None}]}}
+    one = nft.read_listing(answer(OUTPUT, PREROUTING, DISABLED_RULE, other))
+    assert one != nft.read_listing(answer(OUTPUT, PREROUTING, other, DISABLED_RULE))
+
+
+def syn(flags: Any) -> str:
+    payload = {"payload": {"protocol": "tcp", "field": "flags"}}
+    match = {"match": {"op": "==", "left": {"&": [payload, flags]}, "right": "syn"}}
+    return answer({"rule": {**PLACE, "chain": "output", "handle": 1, "expr": [match]}})
+
+
+def test_wordings_of_the_same_flags_are_equal() -> None:
+    one = nft.read_listing(syn(["fin", "syn", "rst", "ack"]))
+    assert one == nft.read_listing(syn({"|": ["ack", "rst", "syn", "fin"]}))
+    assert one != nft.read_listing(syn(["syn", "rst", "ack"]))
+
+
+def test_a_set_of_one_is_its_element() -> None:
+    assert nft._canonical(nft._match_json(ToPorts((22,)))) == nft._canonical(
+        {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}
+    )
+
+
+def test_networks_of_both_families() -> None:
+    assert nft._match(ToNetwork("10.0.0.0/8")) == "ip daddr 10.0.0.0/8"
+    assert '"protocol": "ip"' in json.dumps(nft._match_json(ToNetwork("10.0.0.0/8")))

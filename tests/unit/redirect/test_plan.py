@@ -1,0 +1,213 @@
+"""Planning, on a model of the kernel: what a plan does, and that undoing it is as if nothing had been."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redirect import Observed, Ports, RedirectError, Steering
+from redirect.netfilter import nft
+from redirect.plan import (
+    AddRoute,
+    CreateTable,
+    DeleteRoute,
+    DeleteTable,
+    LinkDown,
+    LinkUp,
+    Plan,
+    Step,
+    Table,
+    plan,
+    undo,
+)
+
+NODE = "node-a"
+OWNER = 4242
+EMPTY = Observed(NODE, lo_up=True, routes=frozenset(), tables=())
+CIDRS = ["240.240.0.0/16", "fd00:240::/32", "10.7.0.0/24", "fd07::/64"]
+
+
+def after(kernel: Observed, step: Step) -> Observed:
+    """What a kernel does; it refuses what the real one would."""
+    names = {table.name for table in kernel.tables}
+    match step:
+        case LinkUp("lo") | LinkDown("lo"):
+            assert kernel.lo_up is isinstance(step, LinkDown)
+            return replace(kernel, lo_up=not kernel.lo_up)
+        case AddRoute(cidr):
+            assert cidr not in kernel.routes
+            return replace(kernel, routes=kernel.routes | {cidr})
+        case DeleteRoute(cidr):
+            assert cidr in kernel.routes
+            return replace(kernel, routes=kernel.routes - {cidr})
+        case CreateTable(name, owned, rules):
+            assert name not in names
+            node, generation = nft.parse_table_name(name) or ("", 0)
+            assert node == kernel.node
+            table = Table(name, generation, OWNER if owned else None, nft.listing(rules))
+            return replace(kernel, tables=(*kernel.tables, table))
+        case DeleteTable(name):
+            return without(kernel, (name,))
+    raise AssertionError(step)
+
+
+def without(kernel: Observed, names: tuple[str, ...]) -> Observed:
+    assert set(names) <= {table.name for table in kernel.tables}
+    return replace(kernel, tables=tuple(table for table in kernel.tables if table.name not in names))
+
+
+def carry_out(kernel: Observed, wanted: Plan) -> Observed:
+    for step in wanted.steps:
+        kernel = after(kernel, step)
+    return without(kernel, wanted.drop)
+
+
+ports = st.builds(
+    Ports,
+    outbound=st.integers(1, 20000),
+    inbound=st.integers(20001, 65535),
+    excluded_inbound=st.sets(st.integers(1, 65535), max_size=3).map(lambda chosen: tuple(sorted(chosen))),
+)
+steerings = st.builds(
+    Steering,
+    node=st.just(NODE),
+    families=st.sampled_from([frozenset({4}), frozenset({6}), frozenset({4, 6})]),
+    failure_policy=st.sampled_from(["open", "closed"]),
+    ports=st.one_of(st.just(Ports()), ports),
+    vip_cidrs=st.sets(st.sampled_from(CIDRS)).map(lambda chosen: tuple(sorted(chosen))),
+    enabled=st.booleans(),
+)
+
+
+@st.composite
+def kernels(draw: st.DrawFn) -> Observed:
+    generations = sorted(draw(st.sets(st.integers(1, 9), max_size=3)))
+    listings = st.one_of(steerings.map(lambda desired: nft.listing(desired.rules())), st.just(("output []",)))
+    tables = tuple(
+        Table(nft.table_name(NODE, number), number, draw(st.sampled_from([None, OWNER])), draw(listings))
+        for number in generations
+    )
+    routes = draw(st.frozensets(st.sampled_from(CIDRS)))
+    return Observed(NODE, lo_up=draw(st.booleans()), routes=routes, tables=tables)
+
+
+@given(steerings, kernels())
+def test_a_plan_leads_to_what_is_desired(desired: Steering, kernel: Observed) -> None:
+    wanted = plan(desired, kernel)
+    reached = carry_out(kernel, wanted)
+    assert reached.lo_up
+    assert reached.routes == desired.routes()
+    newest = max(reached.tables, key=lambda table: table.generation)
+    assert (newest.generation, newest.listing) == (wanted.generation, nft.listing(desired.rules()))
+    assert (newest.owner is not None) is desired.owned
+    older = [table for table in reached.tables if table is not newest]
+    assert all(table.owner is not None for table in older)
+    assert wanted.lingering == tuple(table.name for table in older)
+    assert plan(desired, reached).empty
+
+
+@given(steerings, kernels())
+def test_undoing_any_part_of_a_plan_leaves_the_kernel_as_it_was(desired: Steering, kernel: Observed) -> None:
+    steps = plan(desired, kernel).steps
+    for count in range(len(steps) + 1):
+        now = kernel
+        for step in steps[:count]:
+            now = after(now, step)
+        for step in reversed(steps[:count]):
+            now = after(now, undo(step))
+        assert now == kernel
+
+
+@given(steerings, kernels())
+def test_some_rules_are_there_at_every_moment(desired: Steering, kernel: Observed) -> None:
+    """Older rules are dropped only when the new ones are in."""
+    wanted = plan(desired, kernel)
+    for step in wanted.steps:
+        before, kernel = kernel, after(kernel, step)
+        assert {table.name for table in before.tables} <= {table.name for table in kernel.tables}
+    assert nft.table_name(NODE, wanted.generation) not in wanted.drop
+
+
+@given(steerings, kernels())
+def test_undo_of_undo_is_the_step(desired: Steering, kernel: Observed) -> None:
+    for step in plan(desired, kernel).steps:
+        assert undo(undo(step)) == step
+
+
+def test_the_first_plan_and_then_none() -> None:
+    desired = Steering(NODE, frozenset({4, 6}), "closed")
+    wanted = plan(desired, replace(EMPTY, lo_up=False))
+    assert wanted == Plan(
+        steps=(
+            LinkUp("lo"),
+            AddRoute("240.240.0.0/16"),
+            AddRoute("fd00:240::/32"),
+            CreateTable("netproxy-node-a-g1", False, desired.rules()),
+        ),
+        drop=(),
+        generation=1,
+        lingering=(),
+    )
+    reached = carry_out(replace(EMPTY, lo_up=False), wanted)
+    assert plan(desired, reached) == Plan((), (), 1, ())
+
+
+@pytest.mark.parametrize(
+    ("before", "then", "dropped", "lingering"),
+    [
+        ("closed", "closed", ("netproxy-node-a-g1",), ()),
+        ("closed", "open", ("netproxy-node-a-g1",), ()),
+        ("open", "closed", (), ("netproxy-node-a-g1",)),
+        ("open", "open", (), ("netproxy-node-a-g1",)),
+    ],
+)
+def test_replacement(before: Any, then: Any, dropped: tuple[str, ...], lingering: tuple[str, ...]) -> None:
+    kernel = carry_out(EMPTY, plan(Steering(NODE, frozenset({4}), before), EMPTY))
+    wanted = plan(Steering(NODE, frozenset({4}), then, ports=Ports(outbound=1)), kernel)
+    assert (wanted.drop, wanted.lingering, wanted.generation) == (dropped, lingering, 2)
+
+
+def test_vip_routes_stay_while_disabled() -> None:
+    desired = Steering(NODE, frozenset({4}))
+    assert replace(desired, enabled=False).routes() == desired.routes() == {"240.240.0.0/16"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"node": ""},
+        {"node": "Node"},
+        {"node": "a" * 41},
+        {"node": "a\n"},
+        {"node": "a; flush ruleset"},
+        {"families": frozenset()},
+        {"families": frozenset({5})},
+        {"failure_policy": "ajar"},
+        {"ports": Ports(outbound=0)},
+        {"ports": Ports(inbound=65536)},
+        {"ports": Ports(outbound=15006)},
+        {"ports": Ports(excluded_inbound=(2, 1))},
+        {"ports": Ports(excluded_inbound=(1, 1))},
+        {"mark": 0},
+        {"mark": 0x1539},
+        {"mask": 0},
+        {"mask": 1 << 32},
+        {"vip_cidrs": ("240.240.0.1/16",)},
+        {"vip_cidrs": ("240.240.0.0",)},
+        {"vip_cidrs": ("FD00:240::/32",)},
+        {"vip_cidrs": ("everything",)},
+    ],
+)
+def test_what_cannot_be_desired(wrong: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"node": NODE, "families": frozenset({4}), **wrong}
+    with pytest.raises(RedirectError):
+        Steering(**arguments)
+
+
+def test_nodes_are_not_mixed() -> None:
+    with pytest.raises(RedirectError, match="node-b"):
+        plan(Steering("node-b", frozenset({4})), EMPTY)
