@@ -22,10 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pyroute2 import IPRoute, netns
+from pyroute2 import IPRoute as _IPRoute
+from pyroute2 import netns as _netns
 
 WIRE = "wire0"
 _ETC_NETNS = Path("/etc/netns")
+# Their methods are made at run time or have no types.
+IPRoute: Any = _IPRoute
+netns: Any = _netns
 
 
 class Pod:
@@ -244,15 +248,15 @@ def forget_stale(prefix: str) -> None:
             shutil.rmtree(_ETC_NETNS / name, ignore_errors=True)
 
 
-def _index(ip: IPRoute, name: str) -> int:
+def _index(ip: Any, name: str) -> int:
     return int(ip.link_lookup(ifname=name)[0])
 
 
-def _up(ip: IPRoute, name: str) -> None:
+def _up(ip: Any, name: str) -> None:
     ip.link("set", index=_index(ip, name), state="up")
 
 
-def _address(ip: IPRoute, index: int, address: str, length: int) -> None:
+def _address(ip: Any, index: int, address: str, length: int) -> None:
     if ":" in address:
         # Duplicate address detection would leave it unusable for a second; nobody else is here.
         ip.addr("add", index=index, address=address, prefixlen=length, flags=0x02)

@@ -36,7 +36,7 @@ from .channel import Channel, ChannelBroken, Message
 from .child import Joined, join
 from .config import source
 from .config.load import load
-from .config.shard import MeshShard, Shard, SvidShard, encode_shard
+from .config.shard import MeshShard, ServiceShard, Shard, SvidShard, encode_shard
 from .config.snapshot import Context, LocalWorkload, Snapshot
 from .errors import ConfigError, IdentityError, NetproxyError
 from .identity.ca import CertificateAuthority
@@ -560,7 +560,7 @@ class Brain:
                 for key, pod in sorted(self.pods.items())
             ],
             "identity_error": self.identity_error,
-            "services": [{"service": key, "vips": list(vips)} for key, vips in sorted(snapshot.vips.items())]
+            "services": [_service(s) for s in snapshot.shards.values() if isinstance(s, ServiceShard)]
             if snapshot
             else [],
             "rejected": [str(error) for error in snapshot.rejected] if snapshot else [],
@@ -583,6 +583,23 @@ class Brain:
 
 def _key(pod: Pod) -> str:
     return f"{pod.want.namespace}/{pod.want.name}"
+
+
+def _service(shard: ServiceShard) -> dict[str, Any]:
+    return {
+        "service": f"{shard.namespace}/{shard.name}",
+        "vips": list(shard.vips),
+        "ports": [
+            {
+                "port": port.port,
+                "protocol": port.protocol,
+                "endpoints": len(port.endpoints),
+                "ready": sum(endpoint.ready for endpoint in port.endpoints),
+                "rules": None if port.rules is None else len(port.rules),
+            }
+            for port in shard.ports
+        ],
+    }
 
 
 def _ns_of(path: str) -> tuple[int, int]:

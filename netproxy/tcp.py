@@ -262,7 +262,8 @@ class TcpStream(asyncio.Protocol):
         self._delivery.writable(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closing = True
+        # uvloop's transport has no socket to reset any more.
+        self._aborted = self._closing = True
         self._delivery.lost(exc)
 
 

@@ -98,9 +98,10 @@ def _print(found: dict[str, Any]) -> None:
     for item in found["processes"]:
         processes.add_row(f"{item['role']} {item['slot']}", str(item["pid"]), item["state"], f"{item['age_s']:.0f} s")
     console.print(processes)
-    services = Table("service", "virtual addresses")
+    services = Table("service", "virtual addresses", "ports")
     for item in found["services"]:
-        services.add_row(item["service"], " ".join(item["vips"]))
+        ports = [f"{p['port']}/{p['protocol']} {p['ready']}/{p['endpoints']} ready" for p in item["ports"]]
+        services.add_row(item["service"], " ".join(item["vips"]), ", ".join(ports))
     console.print(services)
     bad = [
         (o, c) for o in found["objects"] for c in o["conditions"] if c["status"] == "False" or c["type"] == "Warning"

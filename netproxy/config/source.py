@@ -163,7 +163,9 @@ def parse(data: bytes, file: str) -> tuple[list[Document], list[ConfigError]]:
         text = f"is not YAML: {exc.problem or exc.context}" + (
             f" ({exc.context})" if exc.problem and exc.context else ""
         )
-        return [], [ConfigError(text, file=file, line=mark.line + 1 if mark else 0)]
+        # What is missing at the end of the file is reported on the line after it.
+        line = min(mark.line + 1, len(data.splitlines())) if mark else 0
+        return [], [ConfigError(text, file=file, line=line)]
     except yaml.reader.ReaderError as exc:
         line = data.count(b"\n", 0, exc.position) + 1
         return [], [ConfigError(f"is not YAML: {exc.reason}", file=file, line=line)]

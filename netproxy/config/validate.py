@@ -132,6 +132,8 @@ def _title(document: Document) -> str:
 def _in_words(error: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[FieldPath, str]]:
     path: FieldPath = tuple(part for part in error["loc"] if part != "[key]")
     context: dict[str, Any] = error.get("ctx", {})
+    if error["type"] == "too_short" and len(error["input"]) >= context["min_length"]:
+        return  # pydantic counts the valid items only, and the others have errors of their own
     if error["type"] == "problems":
         for below, text in context["problems"]:
             yield (*path, *below), text

@@ -392,10 +392,7 @@ def _context(protocol: int, svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLCo
     except (ssl.SSLError, ValueError) as exc:
         raise IdentityError(f"the SVID of {svid.identity} can't be used: {exc}") from exc
     except OSError as exc:
-        raise IdentityError(
-            f"the SVID of {svid.identity} can't be loaded: {exc}; a process that changed its uid "
-            "must call prctl(PR_SET_DUMPABLE, 1) to open its own /proc/self/fd"
-        ) from exc
+        raise IdentityError(f"the SVID of {svid.identity} can't be loaded through /proc/self/fd: {exc}") from exc
     context.set_alpn_protocols(list(alpn))
     return context
 
@@ -403,8 +400,8 @@ def _context(protocol: int, svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLCo
 def _load_chain(context: ssl.SSLContext, svid: SvidShard) -> None:
     """`ssl` loads keys from a path only; a memfd has one and never touches a disk.
 
-    The kernel makes a process non-dumpable that changes its uid, and /proc/self/fd its root's (proc(5)): who drops
-    privileges must call prctl(PR_SET_DUMPABLE, 1) afterwards.
+    This also works in a process that has dropped root and is therefore not dumpable: /proc/self/fd then belongs to
+    root, but a process may always look into its own (proc_fd_permission() in fs/proc/fd.c). It needs /proc.
     """
     fd = os.memfd_create("svid", os.MFD_CLOEXEC)
     try:

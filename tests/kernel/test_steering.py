@@ -325,6 +325,44 @@ def test_excluded_inbound_ports_reach_the_app(world: World) -> None:
                 exchange(world.connect(world.peer, family, POD[family], 9000), world.accept(app))
 
 
+def test_forwarded_connections_are_left_alone(dual: World) -> None:
+    behind = make_namespace(dual.stack, "behind")
+    sh(
+        "ip",
+        "link",
+        "add",
+        "eth1",
+        "netns",
+        dual.pod.name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        behind.name,
+    )
+    address = {4: ("10.99.2.1", "10.99.2.2", "24"), 6: ("fd99:2::1", "fd99:2::2", "64")}
+    for namespace, device, position in ((dual.pod, "eth1", 0), (behind, "eth0", 1)):
+        namespace.run("ip", "link", "set", device, "addrgenmode", "none")
+        # A router asks for its neighbours from a link-local address.
+        namespace.run("ip", "addr", "add", f"fe80::{position + 1}/64", "dev", device, "nodad")
+        for family, (*own, length) in address.items():
+            extra = [] if family == 4 else ["nodad"]
+            namespace.run("ip", "addr", "add", f"{own[position]}/{length}", "dev", device, *extra)
+    for namespace, device in ((dual.pod, "eth1"), (behind, "eth0")):
+        namespace.run("ip", "link", "set", device, "up")
+    for family, (gateway, target, _) in address.items():
+        behind.run("ip", f"-{family}", "route", "add", "default", "via", gateway)
+        dual.peer.run("ip", f"-{family}", "route", "add", target, "via", POD[family])
+    dual.pod.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    wait_for(lambda: "LOWER_UP" in behind.run("ip", "link", "show", "eth0"), "carrier")
+    dual.steer(dual.steering("closed"))
+    for family, (_, target, _) in address.items():
+        server = dual.keep(behind.listener(family, target, 8080))
+        exchange(dual.connect(dual.peer, family, target), dual.accept(server))
+
+
 # --- what was there before, and what comes after
 
 

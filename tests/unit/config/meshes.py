@@ -14,7 +14,7 @@ FILE = "mesh.yaml"
 
 def build(*texts: str, node: str = "node-a", **context: Any) -> Snapshot:
     """Each text is one file's worth of documents; lines count from the first text's first line."""
-    documents, errors = source.parse("---\n".join(textwrap.dedent(t).lstrip("\n") for t in texts).encode(), FILE)
+    documents, errors = source.parse("\n---\n".join(textwrap.dedent(t).strip("\n") for t in texts).encode(), FILE)
     valid = validate(documents)
     return build_snapshot(valid.objects, Context(node, **context), (*errors, *valid.errors))
 
@@ -24,7 +24,9 @@ def errors(text: str) -> list[tuple[int, str, str]]:
     return [(e.line, e.field, e.message) for e in build(text).rejected]
 
 
-def service(name: str, ports: str = "{name: http, port: 80, targetPort: 8080}", spec: str = "", ns: str = "shop") -> str:
+def service(
+    name: str, ports: str = "{name: http, port: 80, targetPort: 8080}", spec: str = "", ns: str = "shop"
+) -> str:
     selector = "" if "selector" in spec else f"selector: {{app: {name}}}, "
     return f"""
 apiVersion: v1

@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from netproxy.config import source
+from netproxy.config.model import EndpointSlice, HTTPRoute, MeshConfig, PeerAuthentication, Service, Workload
+from netproxy.config.validate import KINDS, Validated, validate
+
+from .meshes import errors
+
+
+def check(text: str) -> Validated:
+    documents, wrong = source.parse(text.encode(), "mesh.yaml")
+    assert wrong == []
+    return validate(documents)
+
+
+def spec_of(kind: str, spec: str, meta: str = "name: x") -> Any:
+    found = check(f"apiVersion: {KINDS[kind][0]}\nkind: {kind}\nmetadata: {{{meta}}}\n{spec}\n")
+    assert [str(e) for e in found.errors] == []
+    return found.objects[0].resource
+
+
+def spec_errors(kind: str, spec: str) -> list[tuple[str, str]]:
+    """(field below spec, message) for a spec given in flow style."""
+    found = check(f"apiVersion: {KINDS[kind][0]}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {spec}\n")
+    assert found.objects == ()
+    return [(e.field.removeprefix("spec").removeprefix("."), e.message) for e in found.errors]
+
+
+def test_all_errors_of_an_object_each_at_its_line() -> None:
+    text = """\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: Reviews
+  namespace: shop
+spec:
+  parentRefs:
+  - {group: "", kind: Service, name: reviews, prot: 80}
+  rules:
+  - matches:
+    - path:
+        type: Prefix
+        value: /a
+    - path:
+        value: a//b
+    backendRefs:
+    - name: a
+      port: 80
+    - name: b
+      port: 80
+      weight: -1
+    - name: c
+    filters:
+    - type: RequestRedirect
+    timeouts:
+      request: 1.5s
+"""
+    assert errors(text) == [
+        (4, "metadata.name", 'must be lower case letters, digits and "-", and begin and end with a letter or digit '
+            '("." between parts), not "Reviews"'),
+        (8, "spec.parentRefs[0].prot", 'unknown field; did you mean "port"?'),
+        (12, "spec.rules[0].matches[0].path.type", 'must be "Exact", "PathPrefix" or "RegularExpression", not "Prefix"'),
+        (15, "spec.rules[0].matches[1].path.value", 'must start with "/"'),
+        (21, "spec.rules[0].backendRefs[1].weight", "must be at least 0, not -1"),
+        (22, "spec.rules[0].backendRefs[2].port", "required for a Service"),
+        (23, "spec.rules[0].filters", "not supported yet"),
+        (26, "spec.rules[0].timeouts.request", 'must be a duration such as "500ms", "10s" or "1h30m", not "1.5s"'),
+    ]  # fmt: skip
+
+
+def test_an_error_reads_as_one_line() -> None:
+    found = check('apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: "80"\n')
+    assert [str(e) for e in found.errors] == [
+        'mesh.yaml:6: Service default/a: spec.ports[0].port: must be a whole number, not "80"'
+    ]
+
+
+def test_syntax_problems_are_reported_with_the_others() -> None:
+    assert errors(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports: [{port: 80}]\n  typ: x\n  ports: []\n"
+    ) == [
+        (6, "spec.typ", 'unknown field; did you mean "type"?'),
+        (7, "spec.ports", "is given twice"),
+    ]
+
+
+def test_one_bad_object_never_blocks_another_and_of_two_the_first_counts() -> None:
+    def service(name: str, port: str) -> str:
+        return f"apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  ports: [{{port: {port}}}]\n"
+
+    found = check(
+        "---\n".join([service("a", "0"), service("b", "1"), service("b", "2"), service("a", "3"), "kind: 3\n"])
+    )
+    assert [(o.name, o.resource.spec.ports[0].port) for o in found.objects if isinstance(o.resource, Service)] == [
+        ("default/b", 1),
+        ("default/a", 3),  # the invalid one claims nothing
+    ]
+    assert [str(e) for e in found.errors[:2]] == [
+        "mesh.yaml:6: Service default/a: spec.ports[0].port: must be at least 1, not 0",
+        "mesh.yaml:18: Service default/b: metadata.name: is defined already at mesh.yaml:8",
+    ]
+    assert len(found.errors) == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "field", "start"),
+    [
+        (
+            "kind: Servce\napiVersion: v1",
+            1,
+            "kind",
+            'unknown kind "Servce"; did you mean "Service"?; supported: Service (v1), ',
+        ),
+        ("apiVersion: v1\nkind: Deployment", 2, "kind", 'unknown kind "Deployment"; supported: '),
+        ("apiVersion: v1\nkind: GRPCRoute", 2, "kind", "GRPCRoute is not supported yet; supported: "),
+        ("apiVersion: v1", 1, "kind", "required; supported: "),
+        ("kind: Service", 1, "apiVersion", 'Service is supported as "v1", not nothing; '),
+        (
+            "kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1beta1",
+            2,
+            "apiVersion",
+            'HTTPRoute is supported as "gateway.networking.k8s.io/v1", not "gateway.networking.k8s.io/v1beta1"; ',
+        ),
+    ],
+)
+def test_unknown_kinds(head: str, line: int, field: str, start: str) -> None:
+    ((found_line, found_field, message),) = errors(f"{head}\nmetadata: {{name: x}}\n")
+    assert (found_line, found_field) == (line, field)
+    assert message.startswith(start)
+
+
+def test_how_a_broken_object_is_called() -> None:
+    titles = [
+        e.obj for e in check("kind: X\n---\nmetadata: {name: a, namespace: b}\n---\nkind: Y\nmetadata: []\n").errors
+    ]
+    assert titles == ["X default/?", "? b/a", "Y default/?"]
+
+
+@pytest.mark.parametrize(
+    ("meta", "field", "message"),
+    [
+        ("{}", "metadata.name", "required"),
+        ("[]", "metadata", "must be a mapping, not a list"),
+        ("{name: x, labels: {version: 1}}", "metadata.labels.version", "must be text, not 1: put it in quotes"),
+        ("{name: x, labels: {on: true}}", "metadata.labels.on", "must be text, not true: put it in quotes"),
+        (
+            "{name: x, labels: {-a: b}}",
+            "metadata.labels[-a]",
+            'must be a label key such as "app" or "example.com/app", not "-a"',
+        ),
+        ("{name: x, namespace: a.b}", "metadata.namespace", "must be lower case"),
+        ("{name: x, creationTimestamp: 2025-01-31}", "metadata.creationTimestamp", "must be a time such as"),
+        ("{name: x, creationTimestamp: soon}", "metadata.creationTimestamp", "must be a time such as"),
+        ("{name: x, annotatons: {}}", "metadata.annotatons", 'unknown field; did you mean "annotations"?'),
+        ("{name: " + "x" * 254 + "}", "metadata.name", "must be at most 253 characters long"),
+    ],
+)
+def test_bad_metadata(meta: str, field: str, message: str) -> None:
+    ((_, found_field, found),) = errors(f"apiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {meta}\n")
+    assert found_field == field
+    assert found.startswith(message)
+
+
+def test_metadata_as_kubernetes_writes_it() -> None:
+    meta = """name: x, namespace: shop, uid: abc, resourceVersion: "12", generation: 3, selfLink: /x,
+      creationTimestamp: 2025-01-31T12:00:00+01:00, labels: {app.kubernetes.io/name: x, empty: ""}, annotations: null,
+      ownerReferences: [{kind: A}], managedFields: [{}], finalizers: [a]"""
+    found = spec_of("MeshConfig", "status: {conditions: []}", meta).metadata
+    assert found.creation_timestamp == datetime(2025, 1, 31, 11, tzinfo=UTC)
+    assert found.annotations == {}
+    assert found.labels == {"app.kubernetes.io/name": "x", "empty": ""}
+
+
+def test_service_as_kubernetes_writes_it() -> None:
+    service: Service = spec_of(
+        "Service",
+        """
+spec:
+  allocateLoadBalancerNodePorts: true
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7, "fd00:0::7"]
+  externalIPs: []
+  externalTrafficPolicy: Cluster
+  internalTrafficPolicy: Cluster
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: PreferDualStack
+  loadBalancerIP: ""
+  publishNotReadyAddresses: false
+  sessionAffinity: None
+  selector: null
+  type: LoadBalancer
+  ports:
+  - {name: http, port: 80, targetPort: web, protocol: TCP, appProtocol: kubernetes.io/ws, nodePort: 30080}
+  - {name: dns, port: 80, protocol: UDP}
+status: {loadBalancer: {}}
+""",
+    )
+    assert service.spec.cluster_addresses == ("10.96.0.7", "fd00::7")
+    assert service.spec.ports[0].target_port == "web"
+    assert service.spec.ports[1].target_port is None
+    assert not service.spec.headless
+    assert spec_of("Service", "spec: {clusterIP: None, clusterIPs: [None]}").spec.headless
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{}", [("ports", "at least one port is required")]),
+        ("{type: ExternalName, externalName: example.com}", [("type", "ExternalName is not supported yet")]),
+        ("{ports: [{port: 80}, {port: 81}]}",
+            [("ports[0].name", "required when there are several ports"),
+             ("ports[1].name", "required when there are several ports")]),
+        ("{ports: [{name: a, port: 80}, {name: a, port: 80}]}",
+            [("ports[1].port", "is the same as in item 0"), ("ports[1].name", "is the same as in item 0")]),
+        ("{ports: [{port: 80, targetPort: 0}]}", [("ports[0].targetPort", "must be between 1 and 65535, not 0")]),
+        ("{ports: [{port: 80, targetPort: true}]}", [("ports[0].targetPort", "must be a port number or name, not true")]),
+        ("{ports: [{port: 80, targetPort: '8080'}]}",
+            [("ports[0].targetPort",
+              'must be a port name: lower case letters, digits and "-" (for a number leave out the quotes), not "8080"')]),
+        ("{ports: [{port: 80, protocol: tcp}]}", [("ports[0].protocol", 'must be "TCP", "UDP" or "SCTP", not "tcp"')]),
+        ("{ports: 80}", [("ports", "must be a list, not 80")]),
+        ("{ports: [80]}", [("ports[0]", "must be a mapping, not 80")]),
+        ("{ports: [~]}", [("ports[0]", "must be a mapping, not nothing")]),
+        ("{ports: [{port: 80.0}]}", [("ports[0].port", "must be a whole number, not 80.0")]),
+        ("{ports: [{port: 70000}]}", [("ports[0].port", "must be at most 65535, not 70000")]),
+        ("{ports: [{port: 80}], selektor: ~}", [("selektor", 'unknown field; did you mean "selector"?')]),
+        ("{ports: [{port: 80}], clusterIP: 10.1}",
+            [("clusterIP", "must be text, not 10.1: put it in quotes")]),
+        ("{ports: [{port: 80}], clusterIP: ten}",
+            [("clusterIP", 'must be an IPv4 or IPv6 address, or "None" for a headless Service')]),
+        ("{ports: [{port: 80}], clusterIPs: [10.0.0.1]}", [("clusterIPs", "needs clusterIP, with the same first address")]),
+        ("{ports: [{port: 80}], clusterIP: 10.0.0.1, clusterIPs: [10.0.0.2]}", [("clusterIPs[0]", "must be the same as clusterIP")]),
+        ("{ports: [{port: 80}], clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, 10.0.0.2]}",
+            [("clusterIPs[1]", "must be of the other IP family than the first")]),
+    ],
+)  # fmt: skip
+def test_bad_services(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("Service", spec) == expected
+
+
+def test_slice_as_kubernetes_writes_it() -> None:
+    found: EndpointSlice = spec_of(
+        "EndpointSlice",
+        """
+addressType: IPv6
+ports: [{name: null, port: 80, protocol: TCP, appProtocol: http}]
+endpoints:
+- addresses: ["FD00::0001"]
+  conditions: {ready: null, serving: true, terminating: false}
+  nodeName: a
+  zone: z
+  hostname: h
+  targetRef: {kind: Pod, name: x}
+  hints: {forZones: [{name: z}]}
+- {addresses: ["fd00::2"], conditions: {ready: true, terminating: true}}
+- {addresses: ["fd00::3"], conditions: {ready: false}}
+""",
+        "name: x, labels: {kubernetes.io/service-name: web}",
+    )
+    assert found.service_name == "web"
+    assert [(e.addresses[0], e.ready) for e in found.endpoints] == [
+        ("fd00::1", True),
+        ("fd00::2", False),
+        ("fd00::3", False),
+    ]
+
+
+def test_bad_slices() -> None:
+    head = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x}\n"
+    assert errors(head + "addressType: FQDN") == [(4, "addressType", "FQDN is not supported yet")]
+    assert errors(
+        head + "addressType: IPv4\nendpoints:\n- addresses: [10.0.0.1, 'fd00::1']\n- addresses: []\n- {}\n"
+    ) == [
+        (7, "endpoints[1].addresses", "must have at least 1 entry"),
+        (8, "endpoints[2].addresses", "required"),
+    ]
+    assert errors(head + "addressType: IPv4\nendpoints:\n- addresses:\n  - 10.0.0.1\n  - fd00::1\n") == [
+        (8, "endpoints[0].addresses[1]", "is not an IPv4 address")
+    ]
+    for address in ("0.0.0.0", "224.0.0.1", "::"):
+        assert errors(head + f"addressType: IPv4\nendpoints: [{{addresses: ['{address}']}}]")[0][2].startswith(
+            "must be the address of one host"
+        )
+
+
+def rule(text: str) -> str:
+    return f"{{parentRefs: [{{name: a}}], rules: [{text}]}}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (rule("{matches: [{path: {type: RegularExpression, value: /a.*}}]}"),
+            [("rules[0].matches[0].path.type", "RegularExpression is not supported yet")]),
+        (rule("{matches: [{headers: [{type: RegularExpression, name: a, value: b}]}]}"),
+            [("rules[0].matches[0].headers[0].type", "RegularExpression is not supported yet")]),
+        (rule("{matches: [{method: GET}]}"), [("rules[0].matches[0].method", "not supported yet")]),
+        (rule("{matches: [{queryParams: [{name: a, value: b}]}]}"), [("rules[0].matches[0].queryParams", "not supported yet")]),
+        (rule("{filters: [{type: URLRewrite}]}"), [("rules[0].filters", "not supported yet")]),
+        (rule("{backendRefs: [{name: a, port: 1, filters: [{type: URLRewrite}]}]}"),
+            [("rules[0].backendRefs[0].filters", "not supported yet")]),
+        (rule("{timeouts: {backendRequest: 1s}}"), [("rules[0].timeouts.backendRequest", "not supported yet")]),
+        (rule("{retry: {attempts: 2}}"), [("rules[0].retry", "not supported yet")]),
+        (rule("{sessionPersistence: {type: Cookie}}"), [("rules[0].sessionPersistence", "not supported yet")]),
+        (rule("{matches: [{headers: [{name: 'a b', value: b}]}]}"),
+            [("rules[0].matches[0].headers[0].name", 'must be the name of an HTTP header, not "a b"')]),
+        (rule("{matches: [{headers: [{name: a, value: ''}]}]}"), [("rules[0].matches[0].headers[0].value", "must not be empty")]),
+        (rule("{backendRefs: [{name: a, port: 1, weight: 1000001}]}"),
+            [("rules[0].backendRefs[0].weight", "must be at most 1000000, not 1000001")]),
+        (rule("{name: a}, {name: a}"), [("rules[1].name", "is the same as in item 0")]),
+        (rule(", ".join(["{}"] * 17)), [("rules", "must have at most 16 entries, not 17")]),
+        (rule("{matches: [" + ", ".join(["{}"] * 65) + "]}"), [("rules[0].matches", "must have at most 64 entries, not 65")]),
+        (rule(", ".join(["{matches: [" + ", ".join(["{}"] * 43) + "]}"] * 3)),
+            [("rules", "has 129 matches in all, at most 128 are allowed")]),
+        (rule("{backendRefs: [" + ", ".join(["{name: a, port: 1}"] * 17) + "]}"),
+            [("rules[0].backendRefs", "must have at most 16 entries, not 17")]),
+        ("{rules: []}", [("rules", "must have at least 1 entry")]),
+        ("{parentRefs: [{name: a}, {name: a}]}", [("parentRefs[1]", "is the same as in item 0")]),
+        ("{hostnames: ['*.*.x', 'A.b']}",
+            [("hostnames[0]", 'must be a host name in lower case, or "*." and a host name, not "*.*.x"'),
+             ("hostnames[1]", 'must be a host name in lower case, or "*." and a host name, not "A.b"')]),
+    ],
+)  # fmt: skip
+def test_bad_routes(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("HTTPRoute", spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a", 'must start with "/"'),
+        ("", 'must start with "/"'),
+        ("/a//b", 'must not contain "//"'),
+        ("/a/./b", 'must not contain "/./"'),
+        ("/a/../b", 'must not contain "/../"'),
+        ("/a%2fb", 'must not contain "%2f"'),
+        ("/a%2Fb", 'must not contain "%2F"'),
+        ("/a#b", 'must not contain "#"'),
+        ("/a/..", 'must not end with "/.."'),
+        ("/a/.", 'must not end with "/."'),
+        ("/a b", "contains a character that is not allowed in a path"),
+        ("/a%2", "contains a character that is not allowed in a path"),
+        ("/a?b", "contains a character that is not allowed in a path"),
+        ("/" + "a" * 1024, "must be at most 1024 characters long"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Exact", "PathPrefix"])
+def test_bad_paths(kind: str, path: str, message: str) -> None:
+    spec = rule(f"{{matches: [{{path: {{type: {kind}, value: '{path}'}}}}]}}")
+    assert spec_errors("HTTPRoute", spec) == [("rules[0].matches[0].path.value", message)]
+
+
+def test_route_defaults() -> None:
+    route: HTTPRoute = spec_of("HTTPRoute", "spec: {parentRefs: [{name: gw}], hostnames: ['*.example.com', a.b]}")
+    assert (route.spec.parent_refs[0].kind, route.spec.parent_refs[0].group) == ("Gateway", "gateway.networking.k8s.io")
+    assert len(route.spec.rules) == 1
+    route = spec_of(
+        "HTTPRoute", "spec: {rules: [{filters: [], backendRefs: [{name: a, port: 80, weight: 0}], matches: [{}]}]}"
+    )
+    assert route.spec.rules[0].matches[0].path.value == "/"
+    assert route.spec.rules[0].backend_refs[0].weight == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0s", 0), ("10s", 10), ("500ms", 0.5), ("1h30m", 5400), ("1h1m1s1ms", 3661.001), ("99999h", 99999 * 3600)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    route: HTTPRoute = spec_of("HTTPRoute", f"spec: {{rules: [{{timeouts: {{request: {text}}}}}]}}")
+    assert route.spec.rules[0].timeouts.request == seconds
+
+
+@pytest.mark.parametrize("text", ["1", "''", "s", "-1s", "1.5s", "1us", "100000s", "1h1h1h1h1h", "1 s", "{}", "٣s"])
+def test_bad_durations(text: str) -> None:
+    ((field, message),) = spec_errors("HTTPRoute", rule(f"{{timeouts: {{request: {text}}}}}"))
+    assert field == "rules[0].timeouts.request"
+    assert message.startswith("must be a duration such as")
+
+
+def test_workload() -> None:
+    found: Workload = spec_of(
+        "Workload",
+        """
+spec:
+  node: node-a.example
+  addresses: [10.80.1.3, "FD00:80::3", "::ffff:10.80.1.4"]
+  serviceAccount: reviews
+  attach: {netns: /run/netns/reviews-1}
+  failurePolicy: closed
+  ports: [{name: http, port: 8080, appProtocol: http}, {port: 9090}]
+""",
+    )
+    assert found.spec.addresses == ("10.80.1.3", "fd00:80::3", "10.80.1.4")
+    assert found.spec.attach is not None
+    assert found.spec.attach.netns == "/run/netns/reviews-1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{}", [("addresses", "required")]),
+        ("{addresses: []}", [("addresses", "must have at least 1 entry")]),
+        ("{addresses: [10.0.0.1, 10.0.0.256]}", [("addresses[1]", 'must be an IPv4 or IPv6 address, not "10.0.0.256"')]),
+        ("{addresses: [10.0.0.1, '::ffff:10.0.0.1']}", [("addresses[1]", "is the same as in item 0")]),
+        ("{addresses: ['fe80::1%eth0']}", [("addresses[0]", "must not have a zone")]),
+        ("{addresses: [10.0.0.1], attach: {systemdUnit: a.service}}", [("attach.systemdUnit", "not supported yet")]),
+        ("{addresses: [10.0.0.1], attach: {cgroup: /a, netns: /b}}", [("attach.cgroup", "not supported yet")]),
+        ("{addresses: [10.0.0.1], attach: {}}", [("attach.netns", "required: the path of the workload's network namespace")]),
+        ("{addresses: [10.0.0.1], attach: {netns: run/x}}",
+            [("attach.netns", 'must be an absolute path without ".." or a "/" at its end, not "run/x"')]),
+        ("{addresses: [10.0.0.1], attach: {netns: /run/../x}}",
+            [("attach.netns", 'must be an absolute path without ".." or a "/" at its end, not "/run/../x"')]),
+        ("{addresses: [10.0.0.1], failurePolicy: ajar}", [("failurePolicy", 'must be "open" or "closed", not "ajar"')]),
+        ("{addresses: [10.0.0.1], node: a/b}", [("node", 'must be letters, digits, "-", "_" and ".", not "a/b"')]),
+        ("{addresses: [10.0.0.1], ports: [{port: 1}, {port: 1}]}", [("ports[1].port", "is the same as in item 0")]),
+        ("{addresses: [10.0.0.1], dns: {}}", [("dns", "unknown field")]),
+    ],
+)  # fmt: skip
+def test_bad_workloads(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("Workload", spec) == expected
+
+
+def test_mesh_config() -> None:
+    found: MeshConfig = spec_of(
+        "MeshConfig", "spec: {detectTimeout: 500ms, drainTimeout: 0s, vipCidrs: {ipv4: 10.9.0.0/24}}"
+    )
+    assert (found.spec.detect_timeout, found.spec.drain_timeout) == (0.5, 0.0)
+    assert (found.spec.vip_cidrs.ipv4, found.spec.vip_cidrs.ipv6) == ("10.9.0.0/24", "fd00:240::/32")
+    assert spec_of("MeshConfig", "").spec.trust_domain == "cluster.local"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{detectTimeout: 0s}", [("detectTimeout", "must be more than 0")]),
+        ("{detectTimeout: 1}", [("detectTimeout", 'must be a duration such as "500ms", "10s" or "1h30m", not 1')]),
+        ("{maxHeadBytes: 64}", [("maxHeadBytes", "must be at least 1024, not 64")]),
+        ("{opaquePorts: [0]}", [("opaquePorts[0]", "must be at least 1, not 0")]),
+        ("{trustDomain: 'a/b'}", [("trustDomain", 'must be lower case letters, digits, ".", "_" and "-", not "a/b"')]),
+        ("{outboundPolicy: maybe}", [("outboundPolicy", 'must be "allow" or "deny", not "maybe"')]),
+        ("{vipCidrs: {ipv4: 'fd00::/64'}}",
+            [("vipCidrs.ipv4", 'must be an IPv4 network such as 240.240.0.0/16, not "fd00::/64"')]),
+        ("{vipCidrs: {ipv4: 10.0.0.1/16}}",
+            [("vipCidrs.ipv4", 'must be an IPv4 network such as 240.240.0.0/16, not "10.0.0.1/16"')]),
+        ("{vipCidrs: {ipv6: 'fd00::/120'}}", [("vipCidrs.ipv6", 'must be /112 or larger, not "fd00::/120"')]),
+        ("{vip_cidrs: {}}", [("vip_cidrs", 'unknown field; did you mean "vipCidrs"?')]),
+    ],
+)  # fmt: skip
+def test_bad_mesh_configs(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("MeshConfig", spec) == expected
+
+
+def test_peer_authentication() -> None:
+    found: PeerAuthentication = spec_of(
+        "PeerAuthentication",
+        "spec: {selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}}}",
+    )
+    assert found.spec.port_level_mtls[8080].mode == "DISABLE"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{mtls: {mode: strict}}", [("mtls.mode", 'must be "DISABLE", "PERMISSIVE" or "STRICT", not "strict"')]),
+        ("{mtls: {}}", [("mtls.mode", "required")]),
+        ("{portLevelMtls: {80: {mode: STRICT}}}", [("portLevelMtls", "needs selector.matchLabels")]),
+        ("{portLevelMtls: {http: {mode: STRICT}}}",
+            [("portLevelMtls.http", 'must be a port number between 1 and 65535, not "http"')]),
+        ("{portLevelMtls: {70000: {mode: STRICT}}}",
+            [("portLevelMtls[70000]", 'must be a port number between 1 and 65535, not "70000"')]),
+        ("{selector: {matchLabel: {a: b}}}", [("selector.matchLabel", 'unknown field; did you mean "matchLabels"?')]),
+    ],
+)  # fmt: skip
+def test_bad_peer_authentication(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("PeerAuthentication", spec) == expected
+
+
+def test_the_number_of_errors_is_bounded() -> None:
+    many = ", ".join(f"x{n}: 1" for n in range(1000))
+    assert len(spec_errors("MeshConfig", f"{{{many}}}")) == 100
+
+
+def test_age_orders_by_time_then_name() -> None:
+    base = datetime(2025, 1, 1, tzinfo=UTC)
+    text = ""
+    for name, days in (("c", 0), ("b", 1), ("a", 1), ("z", None), ("y", None)):
+        when = f", creationTimestamp: {(base + timedelta(days=days)).isoformat()}" if days is not None else ""
+        text += f"---\napiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {{name: {name}{when}}}\n"
+    objects = check(text).objects
+    assert [o.resource.metadata.name for o in sorted(objects, key=lambda o: o.age)] == ["c", "a", "b", "y", "z"]
