@@ -22,13 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pyroute2 import IPRoute as _IPRoute
+import pyroute2
 from pyroute2 import netns as _netns
 
 WIRE = "wire0"
 _ETC_NETNS = Path("/etc/netns")
 # Their methods are made at run time or have no types.
-IPRoute: Any = _IPRoute
+IPRoute: Any = vars(pyroute2)["IPRoute"]
 netns: Any = _netns
 
 

@@ -47,7 +47,8 @@ from .observe.metrics import Condition
 _RECONCILE_S = 0.2
 """A deleted namespace is noticed within this; its veth stays until we let go."""
 _REPLY_TIMEOUT_S = 15.0
-_RETRY_S = 2.0
+_RETRY_S = 0.5
+_FAMILIES_S = 5.0
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Brain:
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._versions: dict[str, str] = {}
         self._renew: dict[str, float] = {}
+        self._retry_identities = 0.0
         self._fingerprint: object = None
         self._ca: CertificateAuthority | None = None
         self._store = SvidStore(os.path.join(self.settings.state_dir, "svid"))
@@ -192,6 +194,7 @@ class Brain:
         await self._reconcile()
         self._send("ready")
         next_poll = time.monotonic() + self.settings.poll_s
+        next_families = time.monotonic() + _FAMILIES_S
         while not self._stopping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RECONCILE_S):
@@ -204,6 +207,9 @@ class Brain:
                 await self._configure()
                 self.children = await self._ask("state")
             await self._renew_svids()
+            if time.monotonic() >= next_families:
+                next_families = time.monotonic() + _FAMILIES_S
+                await self._check_families()
             await self._reconcile()
         self._idle.set()
 
@@ -320,7 +326,7 @@ class Brain:
         if self.snapshot is None:
             return
         missing = [item.identity for item in self.snapshot.local_workloads if item.identity not in self.svids]
-        if missing and int(now) % int(_RETRY_S):
+        if missing and now < self._retry_identities:
             missing = []
         if not due and not missing:
             return
@@ -335,6 +341,7 @@ class Brain:
             self.identity_error = ""
         except (IdentityError, OSError) as exc:
             self._identity_failed(exc)
+            self._retry_identities = now + 10 * _RETRY_S
             for identity in due:
                 self._renew[identity] = now + 60 * (1 + self._rng.random())
         self._publish(self.snapshot)
@@ -369,12 +376,7 @@ class Brain:
                 pod.ns_id = (stat.st_dev, stat.st_ino)
             if SpiffeId(pod.want.identity) not in self.svids:
                 raise IdentityError(f"no certificate yet: {self.identity_error}")
-            found = await self._loop.run_in_executor(self._executor, families, pod.netns_fd)
-            pod.families = frozenset(found)
-            if not found:
-                pod.set("attaching", "the namespace has no address yet")
-                pod.retry_at = time.monotonic() + _RECONCILE_S
-                return
+            pod.families = await self._families(pod)
             await self._attach(pod)
             await self._steer(pod, enabled=True)
             pod.set("steered")
@@ -386,6 +388,19 @@ class Brain:
             pod.retry_at = time.monotonic() + _RETRY_S
             if _ns_of(pod.want.netns) != pod.ns_id:
                 await self._lost(pod)
+
+    async def _families(self, pod: Pod) -> frozenset[int]:
+        """Those it has, and those it is declared to have: its addresses may come one by one, after us."""
+        found: frozenset[int] = await self._loop.run_in_executor(self._executor, families, pod.netns_fd)
+        return found | {6 if ":" in address else 4 for address in pod.want.addresses}
+
+    async def _check_families(self) -> None:
+        """A namespace that got an address of another family later is steered for it too."""
+        for pod in list(self.pods.values()):
+            if pod.state == "steered":
+                with contextlib.suppress(RedirectError, OSError):
+                    if not await self._families(pod) <= pod.families:
+                        pod.set("attaching", "it has an address of a new family")
 
     async def _attach(self, pod: Pod) -> None:
         """Listeners, before any rule."""

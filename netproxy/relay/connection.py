@@ -37,6 +37,7 @@ from ..codec.events import (
     Trailers,
 )
 from ..codec.h1 import H1Client, H1Limits, H1Server, client_engine, server_engine
+from ..config.shard import WorkloadShard
 from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
 from ..observe.record import Parties
@@ -73,6 +74,7 @@ class HttpConnection:
         "_holds",
         "_linger_left",
         "_linger_until",
+        "_peer_ended",
         "_pumping",
         "_want_resume",
         "_writable",
@@ -92,7 +94,7 @@ class HttpConnection:
         self._exchange: Exchange | None = None
         self._holds = 0
         self._writable = True
-        self._close_after = False
+        self._close_after = self._peer_ended = False
         self._want_resume = self._pumping = False
         self._activity = services.now()
         self._head_since = 0.0
@@ -210,7 +212,7 @@ class HttpConnection:
                     if exchange is not None:
                         exchange.request_trailers(event)
                 case ConnectionClosed():
-                    self._close_after = True
+                    self._close_after = self._peer_ended = True
                     if exchange is None:
                         self.stream.close()
                 case Reset():
@@ -292,6 +294,9 @@ class HttpConnection:
     def linger(self) -> None:
         """Close so that the client can read what we said even while it is still sending (RFC 9112 section 9.6)."""
         if self.stream.closing or self._linger_until:
+            return
+        if self._peer_ended:
+            self.stream.close()
             return
         self._linger_until = self.services.now() + _LINGER_S
         self._linger_left = _LINGER_BYTES
@@ -383,6 +388,9 @@ class Exchange:
 
     def _decide(self) -> Choice:
         facts, tables = self._connection.facts, self._services.tables
+        if facts.inbound and must_be_mesh_tls(facts, tables.workloads.get(facts.workload, facts.shard)):
+            detail = f"{facts.workload} accepts mesh TLS only on port {facts.dst.port} (STRICT)"
+            raise Refused(Reason.MTLS_REQUIRED, detail, facts.workload)
         if facts.port is None:
             return Choice(ServiceKey(""), tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
         port = tables.ports.get((facts.port.service, facts.port.port))
@@ -690,6 +698,12 @@ class UpstreamHttp:
 
 
 # -- shared with the TCP relay -------------------------------------------------------------------------
+
+
+def must_be_mesh_tls(facts: Facts, shard: WorkloadShard) -> bool:
+    """Is this an inbound connection without a verified peer, to a port that now wants one?"""
+    mode = shard.port_mtls.get(facts.dst.port, shard.mtls)
+    return facts.inbound and mode == "STRICT" and not facts.peer
 
 
 def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:

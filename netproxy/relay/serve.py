@@ -131,9 +131,8 @@ class Server:
         else:
             http = declared != "tcp" and (verdict is Protocol.HTTP1 or declared == "http")
         if http:
-            connection = HttpConnection(stream, facts, self._services)
-            if strict and not facts.peer:
-                connection.refuse(Reason.MTLS_REQUIRED, f"{facts.workload} accepts mesh TLS only (STRICT)")
+            # Without mesh TLS under STRICT each request is refused with the reason.
+            HttpConnection(stream, facts, self._services)
         elif strict and not facts.peer:
             self._refuse_stream(stream, facts, Reason.MTLS_REQUIRED)
         else:
@@ -188,7 +187,7 @@ class Server:
             stream,
             upstream,
             services,
-            workload=facts.workload,
+            facts=facts,
             endpoint=state,
             parties=parties(facts, services, choice),
             security=security(facts, choice),

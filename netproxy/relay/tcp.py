@@ -7,12 +7,12 @@ complete one.
 
 from __future__ import annotations
 
-from ..addr import WorkloadKey
 from ..decide.route import EndpointState
 from ..errors import Reason
 from ..observe.record import Parties
 from ..stream import Stream
-from .services import Services
+from .connection import must_be_mesh_tls
+from .services import Facts, Services
 
 
 class _Side:
@@ -59,12 +59,13 @@ class TcpRelay:
         upstream: Stream,
         services: Services,
         *,
-        workload: WorkloadKey,
+        facts: Facts,
         endpoint: EndpointState,
         parties: Parties,
         security: str,
     ) -> None:
-        self.workload = workload
+        self.workload = facts.workload
+        self._facts = facts
         self.active = True
         self._services = services
         self._parties = parties
@@ -110,6 +111,11 @@ class TcpRelay:
                 side.stream.abort()
 
     def check(self, now: float) -> None:
+        shard = self._services.tables.workloads.get(self.workload)
+        if shard is not None and must_be_mesh_tls(self._facts, shard):
+            # The policy changed under us: of the connections that exist it ends just those that it denies.
+            self.finish(Reason.MTLS_REQUIRED)
+            return
         if self.active:
             self.active = False
             self._last = now

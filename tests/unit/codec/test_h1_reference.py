@@ -326,6 +326,24 @@ def test_a_head_that_never_came_can_be_answered() -> None:
     assert engine.receive(GET[5:]) == []
 
 
+def test_a_late_head_is_not_read_under_its_answer() -> None:
+    engine = server_engine()
+    engine.receive(GET[:5])
+    send(engine, ResponseHead(1, 408, LENGTH_2))
+    assert engine.receive(GET[5:]) == []
+    assert send(engine, Data(1, b"no"), End(1)) == b"no"
+
+
+def test_an_answer_to_a_broken_head_knows_nothing_of_the_request_before() -> None:
+    engine = asked(GET.replace(b"GET", b"HEAD"))
+    send(engine, ResponseHead(1, 200, LENGTH_2), End(1))
+    engine.receive(GET[:5])
+    sent = send(engine, ResponseHead(1, 408, LENGTH_2), Data(1, b"no"), End(1))
+    assert b"connection: close" in sent
+    assert sent.endswith(b"\r\n\r\nno")
+    assert engine.must_close
+
+
 def test_an_error_after_the_response_began() -> None:
     engine = server_engine()
     engine.receive(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")

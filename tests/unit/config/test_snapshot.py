@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from netproxy.addr import ServiceKey, WorkloadKey
 from netproxy.config import source
 from netproxy.config.load import load
+from netproxy.config.model import Document
 from netproxy.config.shard import (
     Backend,
     Endpoint,
@@ -191,7 +192,8 @@ def test_protocols_of_ports() -> None:
     snapshot = build(
         service(
             "web",
-            "{name: a, port: 80}, {name: b, port: 3306}, {name: http-c, port: 5432}, {name: d, port: 83, targetPort: 6379},"
+            "{name: a, port: 80}, {name: b, port: 3306}, {name: http-c, port: 5432},"
+            "{name: d, port: 83, targetPort: 6379},"
             "{name: e, port: 84, appProtocol: amqp}, {name: grpc, port: 9300}, {name: dns, port: 53, protocol: UDP}",
         )
     )
@@ -235,9 +237,12 @@ def test_vips_declared_assigned_and_none() -> None:
     assert moved.vips == {"shop/a": (first.vips[ServiceKey("shop/a")][0], "fd00:240::9")}
 
 
+MESH = "apiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {name: m}\n"
+
+
 def test_full_networks_are_told() -> None:
     services = [service(f"s{n}") for n in range(256)]
-    mesh = "apiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {name: m}\nspec: {vipCidrs: {ipv4: 10.9.0.0/24}}"
+    mesh = MESH + "spec: {vipCidrs: {ipv4: 10.9.0.0/24}}"
     snapshot = build(mesh, *services)
     short = [s for s in snapshot.statuses.values() if s.get("Warning")]
     assert len(short) == 2
@@ -326,7 +331,8 @@ spec:
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:24: MeshConfig default/a: metadata.name: a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
+        "mesh.yaml:24: MeshConfig default/a: metadata.name: "
+        "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
 
 
@@ -414,7 +420,8 @@ def test_meshed_counts_the_mode_of_the_port() -> None:
 
 
 def test_a_route_with_weights_and_a_timeout() -> None:
-    rule = f"{{backendRefs: [{to('v1', more=', weight: 90')}, {to('v2', more=', weight: 0')}], timeouts: {{request: 1500ms}}}}"
+    refs = f"{to('v1', more=', weight: 90')}, {to('v2', more=', weight: 0')}"
+    rule = f"{{backendRefs: [{refs}], timeouts: {{request: 1500ms}}}}"
     snapshot = build(service("web"), service("v1"), service("v2"), route("r", rule))
     (found,) = rules(snapshot)
     assert found.name == "HTTPRoute shop/r rule 0"
@@ -688,7 +695,8 @@ POOL = [
     *(
         route(
             f"r{n}",
-            f"{{backendRefs: [{to('a')}, {to('b')}, {to('d')}]}}, {{matches: [{{path: {{value: /{n}}}}}], backendRefs: [{to('c', n)}]}}",
+            f"{{backendRefs: [{to('a')}, {to('b')}, {to('d')}]}}, "
+            f"{{matches: [{{path: {{value: /{n}}}}}], backendRefs: [{to('c', n)}]}}",
             f'{{group: "", kind: Service, name: {parent}}}',
         )
         for n, parent in itertools.product((80, 81), "abd")
@@ -731,7 +739,7 @@ def consistent(snapshot: Snapshot) -> None:
 
 
 @given(st.lists(st.sampled_from(DOCUMENTS), max_size=25))
-def test_no_subset_of_objects_gives_a_dangling_reference(documents: list[source.Document]) -> None:
+def test_no_subset_of_objects_gives_a_dangling_reference(documents: list[Document]) -> None:
     valid = validate(documents)
     snapshot = build_snapshot(valid.objects, Context("node-a"), valid.errors)
     consistent(snapshot)

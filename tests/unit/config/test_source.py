@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from netproxy.config import source
 from netproxy.config.source import fingerprint, parse, read
@@ -263,3 +265,41 @@ def test_the_fingerprint_tells_every_change(tmp_path: Path) -> None:
     assert changed()
     file.unlink()
     assert changed()
+
+
+PIECES = [
+    b"a",
+    b": ",
+    b"\n",
+    b"  ",
+    b"- ",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b"&x ",
+    b"*x",
+    b"<<",
+    b'"',
+    b"'",
+    b"|",
+    b"? ",
+    b", ",
+    b"!!int ",
+]
+PIECES += [b"---\n", b"kind: List\nitems: ", b"\t", b"#", b"%", b"\xff", b"\x00", b"0x1", b"~", b"!x ", b"\r\n", b"="]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
+@example(b"&x [*x]")
+@example(b"? *x\n")
+@example(b"kind: List\nitems: &x [{<<: *x}]")
+def test_any_bytes_give_documents_or_errors_with_places(data: bytes) -> None:
+    documents, errors = parse(data, "f")
+    lines = len(data.splitlines())
+    for document in documents:
+        assert 1 <= document.line_of(()) <= lines
+        assert all(1 <= problem.line <= lines for problem in document.problems)
+        for key in document.value:
+            assert 1 <= document.line_of((key, 0, "x")) <= lines
+    assert all(1 <= error.line <= lines for error in errors)

@@ -4,9 +4,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netproxy.config import source
-from netproxy.config.model import EndpointSlice, HTTPRoute, MeshConfig, PeerAuthentication, Service, Workload
+from netproxy.config.model import Document, EndpointSlice, HTTPRoute, MeshConfig, PeerAuthentication, Service, Workload
 from netproxy.config.validate import KINDS, Validated, validate
 
 from .meshes import errors
@@ -64,7 +66,8 @@ spec:
         (4, "metadata.name", 'must be lower case letters, digits and "-", and begin and end with a letter or digit '
             '("." between parts), not "Reviews"'),
         (8, "spec.parentRefs[0].prot", 'unknown field; did you mean "port"?'),
-        (12, "spec.rules[0].matches[0].path.type", 'must be "Exact", "PathPrefix" or "RegularExpression", not "Prefix"'),
+        (12, "spec.rules[0].matches[0].path.type",
+            'must be "Exact", "PathPrefix" or "RegularExpression", not "Prefix"'),
         (15, "spec.rules[0].matches[1].path.value", 'must start with "/"'),
         (21, "spec.rules[0].backendRefs[1].weight", "must be at least 0, not -1"),
         (22, "spec.rules[0].backendRefs[2].port", "required for a Service"),
@@ -218,10 +221,12 @@ status: {loadBalancer: {}}
         ("{ports: [{name: a, port: 80}, {name: a, port: 80}]}",
             [("ports[1].port", "is the same as in item 0"), ("ports[1].name", "is the same as in item 0")]),
         ("{ports: [{port: 80, targetPort: 0}]}", [("ports[0].targetPort", "must be between 1 and 65535, not 0")]),
-        ("{ports: [{port: 80, targetPort: true}]}", [("ports[0].targetPort", "must be a port number or name, not true")]),
+        ("{ports: [{port: 80, targetPort: true}]}",
+            [("ports[0].targetPort", "must be a port number or name, not true")]),
         ("{ports: [{port: 80, targetPort: '8080'}]}",
             [("ports[0].targetPort",
-              'must be a port name: lower case letters, digits and "-" (for a number leave out the quotes), not "8080"')]),
+              'must be a port name: lower case letters, digits and "-" '
+              '(for a number leave out the quotes), not "8080"')]),
         ("{ports: [{port: 80, protocol: tcp}]}", [("ports[0].protocol", 'must be "TCP", "UDP" or "SCTP", not "tcp"')]),
         ("{ports: 80}", [("ports", "must be a list, not 80")]),
         ("{ports: [80]}", [("ports[0]", "must be a mapping, not 80")]),
@@ -233,8 +238,10 @@ status: {loadBalancer: {}}
             [("clusterIP", "must be text, not 10.1: put it in quotes")]),
         ("{ports: [{port: 80}], clusterIP: ten}",
             [("clusterIP", 'must be an IPv4 or IPv6 address, or "None" for a headless Service')]),
-        ("{ports: [{port: 80}], clusterIPs: [10.0.0.1]}", [("clusterIPs", "needs clusterIP, with the same first address")]),
-        ("{ports: [{port: 80}], clusterIP: 10.0.0.1, clusterIPs: [10.0.0.2]}", [("clusterIPs[0]", "must be the same as clusterIP")]),
+        ("{ports: [{port: 80}], clusterIPs: [10.0.0.1]}",
+            [("clusterIPs", "needs clusterIP, with the same first address")]),
+        ("{ports: [{port: 80}], clusterIP: 10.0.0.1, clusterIPs: [10.0.0.2]}",
+            [("clusterIPs[0]", "must be the same as clusterIP")]),
         ("{ports: [{port: 80}], clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, 10.0.0.2]}",
             [("clusterIPs[1]", "must be of the other IP family than the first")]),
     ],
@@ -300,7 +307,8 @@ def rule(text: str) -> str:
         (rule("{matches: [{headers: [{type: RegularExpression, name: a, value: b}]}]}"),
             [("rules[0].matches[0].headers[0].type", "RegularExpression is not supported yet")]),
         (rule("{matches: [{method: GET}]}"), [("rules[0].matches[0].method", "not supported yet")]),
-        (rule("{matches: [{queryParams: [{name: a, value: b}]}]}"), [("rules[0].matches[0].queryParams", "not supported yet")]),
+        (rule("{matches: [{queryParams: [{name: a, value: b}]}]}"),
+            [("rules[0].matches[0].queryParams", "not supported yet")]),
         (rule("{filters: [{type: URLRewrite}]}"), [("rules[0].filters", "not supported yet")]),
         (rule("{backendRefs: [{name: a, port: 1, filters: [{type: URLRewrite}]}]}"),
             [("rules[0].backendRefs[0].filters", "not supported yet")]),
@@ -309,12 +317,14 @@ def rule(text: str) -> str:
         (rule("{sessionPersistence: {type: Cookie}}"), [("rules[0].sessionPersistence", "not supported yet")]),
         (rule("{matches: [{headers: [{name: 'a b', value: b}]}]}"),
             [("rules[0].matches[0].headers[0].name", 'must be the name of an HTTP header, not "a b"')]),
-        (rule("{matches: [{headers: [{name: a, value: ''}]}]}"), [("rules[0].matches[0].headers[0].value", "must not be empty")]),
+        (rule("{matches: [{headers: [{name: a, value: ''}]}]}"),
+            [("rules[0].matches[0].headers[0].value", "must not be empty")]),
         (rule("{backendRefs: [{name: a, port: 1, weight: 1000001}]}"),
             [("rules[0].backendRefs[0].weight", "must be at most 1000000, not 1000001")]),
         (rule("{name: a}, {name: a}"), [("rules[1].name", "is the same as in item 0")]),
         (rule(", ".join(["{}"] * 17)), [("rules", "must have at most 16 entries, not 17")]),
-        (rule("{matches: [" + ", ".join(["{}"] * 65) + "]}"), [("rules[0].matches", "must have at most 64 entries, not 65")]),
+        (rule("{matches: [" + ", ".join(["{}"] * 65) + "]}"),
+            [("rules[0].matches", "must have at most 64 entries, not 65")]),
         (rule(", ".join(["{matches: [" + ", ".join(["{}"] * 43) + "]}"] * 3)),
             [("rules", "has 129 matches in all, at most 128 are allowed")]),
         (rule("{backendRefs: [" + ", ".join(["{name: a, port: 1}"] * 17) + "]}"),
@@ -405,12 +415,14 @@ spec:
     [
         ("{}", [("addresses", "required")]),
         ("{addresses: []}", [("addresses", "must have at least 1 entry")]),
-        ("{addresses: [10.0.0.1, 10.0.0.256]}", [("addresses[1]", 'must be an IPv4 or IPv6 address, not "10.0.0.256"')]),
+        ("{addresses: [10.0.0.1, 10.0.0.256]}",
+            [("addresses[1]", 'must be an IPv4 or IPv6 address, not "10.0.0.256"')]),
         ("{addresses: [10.0.0.1, '::ffff:10.0.0.1']}", [("addresses[1]", "is the same as in item 0")]),
         ("{addresses: ['fe80::1%eth0']}", [("addresses[0]", "must not have a zone")]),
         ("{addresses: [10.0.0.1], attach: {systemdUnit: a.service}}", [("attach.systemdUnit", "not supported yet")]),
         ("{addresses: [10.0.0.1], attach: {cgroup: /a, netns: /b}}", [("attach.cgroup", "not supported yet")]),
-        ("{addresses: [10.0.0.1], attach: {}}", [("attach.netns", "required: the path of the workload's network namespace")]),
+        ("{addresses: [10.0.0.1], attach: {}}",
+            [("attach.netns", "required: the path of the workload's network namespace")]),
         ("{addresses: [10.0.0.1], attach: {netns: run/x}}",
             [("attach.netns", 'must be an absolute path without ".." or a "/" at its end, not "run/x"')]),
         ("{addresses: [10.0.0.1], attach: {netns: /run/../x}}",
@@ -493,3 +505,62 @@ def test_age_orders_by_time_then_name() -> None:
         text += f"---\napiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {{name: {name}{when}}}\n"
     objects = check(text).objects
     assert [o.resource.metadata.name for o in sorted(objects, key=lambda o: o.age)] == ["c", "a", "b", "y", "z"]
+
+
+NAMES = sorted(
+    {
+        "metadata",
+        "name",
+        "namespace",
+        "labels",
+        "spec",
+        "ports",
+        "port",
+        "targetPort",
+        "selector",
+        "matchLabels",
+        "clusterIP",
+    }
+    | {
+        "clusterIPs",
+        "addressType",
+        "endpoints",
+        "addresses",
+        "rules",
+        "matches",
+        "path",
+        "value",
+        "type",
+        "headers",
+        "timeouts",
+    }
+    | {
+        "request",
+        "backendRefs",
+        "attach",
+        "netns",
+        "mtls",
+        "mode",
+        "portLevelMtls",
+        "80",
+        "vipCidrs",
+        "ipv4",
+        "parentRefs",
+    }
+)
+LEAVES = st.sampled_from(
+    [None, True, 0, -1, 80, 10**30, 1.5, float("nan"), "", "a", "80", "/a", "1s", "10.0.0.1", "None", "\x00"]
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(st.sampled_from(sorted(KINDS)), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6))
+def test_any_values_give_an_object_or_errors(kind: str, body: dict[str, Any]) -> None:
+    value = {"apiVersion": KINDS[kind][0], "kind": kind, "metadata": {"name": "x"}} | body
+    found = validate([Document("f", value, lambda path: 1)])
+    assert len(found.objects) == (not found.errors)
+    assert all(error.message and error.obj.startswith(f"{kind} ") for error in found.errors)
