@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,11 +56,13 @@ class Pod:
     def start(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         return self.stage.start(self.command(*argv), **options)
 
-    def hosts(self, names: dict[str, str]) -> None:
-        """name -> address, as the pod's /etc/hosts."""
+    def hosts(self, names: Mapping[str, str | list[str]]) -> None:
+        """name -> address or addresses, as the pod's /etc/hosts."""
         folder = _ETC_NETNS / self.netns
         folder.mkdir(parents=True, exist_ok=True)
-        lines = ["127.0.0.1 localhost", "::1 localhost", *(f"{address} {name}" for name, address in names.items())]
+        lines = ["127.0.0.1 localhost", "::1 localhost"]
+        for name, found in names.items():
+            lines += [f"{address} {name}" for address in ([found] if isinstance(found, str) else found)]
         (folder / "hosts").write_text("\n".join(lines) + "\n")
 
 

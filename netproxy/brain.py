@@ -35,7 +35,7 @@ from .arena import ArenaReader
 from .channel import Channel, ChannelBroken, Message
 from .child import Joined, join
 from .config import source
-from .config.load import load
+from .config.load import Loader
 from .config.shard import MeshShard, ServiceShard, Shard, SvidShard, encode_shard
 from .config.snapshot import Context, LocalWorkload, Snapshot
 from .errors import ConfigError, IdentityError, NetproxyError
@@ -91,6 +91,8 @@ class Brain:
         self._renew: dict[str, float] = {}
         self._retry_identities = 0.0
         self._fingerprint: object = None
+        self._took_over = False
+        self._loader = Loader(self.settings.config, os.path.join(self.settings.state_dir, "last-good.json"))
         self._ca: CertificateAuthority | None = None
         self._store = SvidStore(os.path.join(self.settings.state_dir, "svid"))
         self._journal = Journal(self.settings.journal, self.settings.node)
@@ -130,9 +132,10 @@ class Brain:
                 if reply is not None and not reply.done():
                     reply.set_result(json.loads(message.body) if message.op == "state" else fields)
             case "resteer":
-                for key in fields["workloads"]:
-                    if key in self.pods and self.pods[key].state == "steered":
-                        self.pods[key].set("attaching", "steering was released while no worker ran")
+                for pod in [self.pods[key] for key in json.loads(message.body) if key in self.pods]:
+                    pod.retry_at = 0.0
+                    if pod.state == "steered":
+                        pod.set("attaching", "steering was released while no worker ran")
                 self._wake.set()
             case "stop":
                 self._spawn(self._stop())
@@ -188,9 +191,6 @@ class Brain:
         self._versions = dict(self.children["shards"])
         os.makedirs(self.settings.state_dir, mode=0o700, exist_ok=True)
         await self._configure()
-        for key in set(self.children["attached"]) - set(self.pods):
-            # Attached by our predecessor, not wanted any more; its rules went or go with its owner.
-            await self._forget(key)
         await self._reconcile()
         self._send("ready")
         next_poll = time.monotonic() + self.settings.poll_s
@@ -222,7 +222,7 @@ class Brain:
             if seen == self._fingerprint:
                 return
             context = Context(self.settings.node, vips=self._known_vips())
-            snapshot = await self._loop.run_in_executor(self._reader, load, self.settings.config, context)
+            snapshot = await self._loop.run_in_executor(self._reader, self._loader.load, context)
         except ConfigError as exc:
             if str(exc) != self.config_error:
                 _log(f"configuration: {exc}; what was in force stays")
@@ -238,14 +238,29 @@ class Brain:
         await self._identities(snapshot)
         self._publish(snapshot)
         wanted = {f"{item.namespace}/{item.name}": item for item in snapshot.local_workloads}
+        for key, pod in list(self.pods.items()):
+            if key not in wanted or wanted[key].netns != pod.want.netns:
+                await self._release(pod)
+                del self.pods[key]
         for key, item in wanted.items():
             if key in self.pods:
                 self.pods[key].want = item
             else:
                 self.pods[key] = Pod(item)
-        for key in set(self.pods) - set(wanted):
-            await self._release(self.pods[key])
-            del self.pods[key]
+        if not self._took_over:
+            self._took_over = True
+            await self._take_over()
+
+    async def _take_over(self) -> None:
+        """Let go what predecessors left that is not wanted any more, or whose namespace went while no brain looked.
+
+        Only when there is a configuration: without one, what is steered stays so.
+        """
+        left: dict[str, Any] = {**self._journal.entries, **self.children["attached"]}
+        for key, place in left.items():
+            pod = self.pods.get(key)
+            if pod is None or _ns_of(pod.want.netns) != (place["dev"], place["ino"]):
+                await self._forget(key)
 
     def _publish(self, snapshot: Snapshot) -> None:
         """Send what changed. What is new goes first, so that nobody learns of a route before its backend."""
@@ -495,14 +510,16 @@ class Brain:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self._idle.wait()
+        done = []
         for pod in self.pods.values():
             if pod.netns_fd >= 0 and pod.generation and pod.policy == "open":
                 try:
                     await self._steer(pod, enabled=False)
                     pod.set("draining")
+                    done.append(_key(pod))
                 except (RedirectError, OSError) as exc:
                     _log(f"{_key(pod)}: {exc}")
-        self._send("unsteered")
+        self._send("unsteered", body=json.dumps(done).encode())
 
     async def _finish(self) -> None:
         """Workers are gone and owner sockets closed: remove routes. Where the policy is closed all stays."""
@@ -578,6 +595,7 @@ class Brain:
             "services": [_service(s) for s in snapshot.shards.values() if isinstance(s, ServiceShard)]
             if snapshot
             else [],
+            "last_good": list(snapshot.kept) if snapshot else [],
             "rejected": [str(error) for error in snapshot.rejected] if snapshot else [],
             "objects": [
                 {

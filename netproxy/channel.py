@@ -21,8 +21,9 @@ attach          brain <-> supervisor     id, workload, ...; netns: listeners ple
 own             brain -> supervisor      workload, generation; keep this steering alive (may be none)
 detach          brain -> supervisor      workload: rules are gone, close what is open there
 state           brain <-> supervisor     id: who runs, what is attached, which shards are stored
-resteer         supervisor -> brain      workloads: steering was released, put it back
-stop            supervisor -> brain      take all steering off, answer `unsteered`
+resteer         supervisor -> brain      body, workloads: steering was released, put it back
+stop            supervisor -> brain      take all steering off
+unsteered       brain -> supervisor      body, workloads: those whose rules are off while their hooks stay
 leave           supervisor -> brain      exit now, touch nothing: a newer one takes over
 drain           supervisor -> worker     deadline_s: finish what is under way and exit
 finish          supervisor -> brain      workers are gone, remove the rest and exit

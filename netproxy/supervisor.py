@@ -49,6 +49,9 @@ _IPV6_TRANSPARENT = 75
 _SO_MARK = 36
 _CLONE_NEWNET = 0x40000000
 _TAKEOVER = "NETPROXY_TAKEOVER"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD)
+_STOP_WAIT_S = 5.0
+"""How long a stop waits for a brain that is just being restarted."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -109,6 +112,8 @@ class Supervisor:
         self.arena_fd = -1
         self.stopping = ""
         self.stop_deadline = 0.0
+        self.stop_by = 0.0
+        """When a stop that waits for the brain begins without it; 0.0 while none does."""
         self.upgrade_queue: list[int] = []
         self.lock_fd = -1
         self.restarts: dict[str, int] = {"brain": 0, "worker": 0}
@@ -119,8 +124,9 @@ class Supervisor:
         self._wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         self._signals: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD):
+        for number in _SIGNALS:
             signal.signal(number, lambda n, _frame: self._signals.append(n))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self.selector.register(self._wake_r, selectors.EVENT_READ, None)
         if not self._resume():
             self._lock()
@@ -180,6 +186,8 @@ class Supervisor:
                         out.append(due)
         if self.stop_deadline:
             out.append(self.stop_deadline)
+        if self.stop_by:
+            out.append(self.stop_by)
         out += [item.deadline for item in self.attached.values() if item.request >= 0]
         return out
 
@@ -194,11 +202,13 @@ class Supervisor:
         for key, item in self.attached.items():
             if item.request >= 0 and now >= item.deadline:
                 self._answer_attach(key, item, "")
+        if self.stop_by and now >= self.stop_by:
+            self._begin_stop()
         if self.stop_deadline and now >= self.stop_deadline:
             self.stop_deadline = 0.0
             if self.stopping == "unsteer":
                 _log("the brain did not take the steering off in time, releasing it")
-                self._after_unsteer()
+                self._after_unsteer(())
             else:
                 for child in list(self.children.values()):
                     with contextlib.suppress(ProcessLookupError):
@@ -313,11 +323,14 @@ class Supervisor:
             _close_all(item.listeners.pop(slot, []))
         if any(c.role == "worker" and c.state == "ready" for c in self.children.values()):
             return
-        for key, item in self.attached.items():
-            if item.owner_fd >= 0:
-                _log(f"no worker for {WORKER_GRACE_S:g} s: steering of {key} released (failure policy open)")
-                os.close(item.owner_fd)
-                item.owner_fd = -1
+        released = [key for key, item in self.attached.items() if item.owner_fd >= 0]
+        for key in released:
+            _log(f"no worker for {WORKER_GRACE_S:g} s: steering of {key} released (failure policy open)")
+            os.close(self.attached[key].owner_fd)
+            self.attached[key].owner_fd = -1
+        if released:
+            # It can't be put back before a worker is ready, but until then the brain must not call it steered.
+            self._to_brain("resteer", body=json.dumps(released).encode())
 
     # -- messages -----------------------------------------------------------------------------------
 
@@ -345,6 +358,9 @@ class Supervisor:
     def _any_ready(self, child: Child, _message: Message) -> None:
         child.state = "ready"
         self.slots[child.role, child.slot].down_since = 0.0
+        if self.stop_by and child.role == "brain":
+            self._begin_stop()
+            return
         if child.replaces and child.replaces in self.children:
             old = self.children[child.replaces]
             old.state = "leaving"
@@ -353,7 +369,7 @@ class Supervisor:
         if child.role == "worker":
             released = [k for k, item in self.attached.items() if item.owner_fd < 0 and item.policy == "open"]
             if released:
-                self._to_brain("resteer", workloads=released)
+                self._to_brain("resteer", body=json.dumps(released).encode())
         if self.slots and all(self._ready(role, slot) for role, slot in self.slots):
             _notify("READY=1\nSTATUS=running")
 
@@ -409,21 +425,22 @@ class Supervisor:
     def _brain_attach(self, child: Child, message: Message) -> None:
         """Fields: workload, families, outbound_port, inbound_port, policy; the namespace."""
         fields = dict(message.fields)
-        key, request = fields.pop("workload"), fields.pop("id")
+        # The policy is no part of what the listeners depend on: a change of it closes nothing.
+        key, request, policy = fields.pop("workload"), fields.pop("id"), fields.pop("policy")
         old = self.attached.get(key)
         netns_fd = message.fds.pop()
-        if old is not None and os.path.sameopenfile(old.netns_fd, netns_fd) and old.spec == fields:
+        if old is not None and os.path.sameopenfile(old.netns_fd, netns_fd):
+            # Whatever families are new get listeners of their own; those there are stay, with their connections.
             os.close(netns_fd)
             item = old
+            item.spec = fields
         else:
-            if old is not None:
-                self._detach(key, abort=True)
+            self._detach(key, abort=True)
             item = self.attached[key] = Attached(netns_fd, fields)
-        item.policy = fields["policy"]
+        item.policy = policy
         try:
             for number in range(self.settings.workers):
-                if number not in item.listeners:
-                    item.listeners[number] = self._make_listeners(item)
+                item.listeners.setdefault(number, []).extend(self._make_listeners(item, number))
         except OSError as exc:
             self._detach(key, abort=True)
             self._send(child, "attach", id=request, workload=key, error=f"listeners: {exc}")
@@ -468,9 +485,9 @@ class Supervisor:
         }
         self._send(child, "state", id=message.fields["id"], body=json.dumps(state).encode())
 
-    def _brain_unsteered(self, _child: Child, _message: Message) -> None:
+    def _brain_unsteered(self, _child: Child, message: Message) -> None:
         if self.stopping == "unsteer":
-            self._after_unsteer()
+            self._after_unsteer(json.loads(message.body))
 
     def _workers(self) -> list[Child]:
         return [c for c in self.children.values() if c.role == "worker" and c.state in ("syncing", "ready")]
@@ -499,12 +516,15 @@ class Supervisor:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self.settings.mark)
         return sock
 
-    def _make_listeners(self, item: Attached) -> list[tuple[str, int, int]]:
-        """All of one slot. SO_REUSEPORT: one socket, hence one accept queue, per worker."""
+    def _make_listeners(self, item: Attached, slot: int) -> list[tuple[str, int, int]]:
+        """Those a slot does not have yet. SO_REUSEPORT: one socket, hence one accept queue, per worker."""
         made: list[tuple[str, int, int]] = []
+        there = {family for _, family, _ in item.listeners.get(slot, [])}
+        if there.issuperset(item.spec["families"]):
+            return made
         try:
             with self._inside(item.netns_fd):
-                for family in item.spec["families"]:
+                for family in set(item.spec["families"]) - there:
                     for kind in ("outbound", "inbound"):
                         with self._socket(family) as sock:
                             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -529,7 +549,7 @@ class Supervisor:
     def _listen(self, worker: Child, key: str, item: Attached) -> None:
         if worker.slot not in item.listeners:
             try:
-                item.listeners[worker.slot] = self._make_listeners(item)
+                item.listeners[worker.slot] = self._make_listeners(item, worker.slot)
             except OSError as exc:
                 _log(f"listeners of {key} for worker {worker.slot}: {exc}")
                 return
@@ -561,7 +581,7 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
-            if self.stopping:
+            if self.stopping or self.stop_by:
                 for child in list(self.children.values()):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child.pid, signal.SIGKILL)
@@ -569,18 +589,33 @@ class Supervisor:
                 return
             _log("stopping")
             _notify("STOPPING=1")
-            self.stopping = "unsteer"
-            self.stop_deadline = time.monotonic() + 10.0
-            brains = [c for c in self.children.values() if c.role == "brain" and c.state == "ready"]
-            for child in brains:
-                self._send(child, "stop")
-            if not brains:
-                self._after_unsteer()
-        elif number == signal.SIGUSR2 and not self.stopping:
+            if self.attached and not self._ready("brain", 0):
+                # Only the brain can take the rules off and keep the hooks that established connections need.
+                self.stop_by = time.monotonic() + _STOP_WAIT_S
+            else:
+                self._begin_stop()
+        elif number == signal.SIGUSR2 and not self.stopping and not self.stop_by:
             self._upgrade()
 
-    def _after_unsteer(self) -> None:
-        """Rules are gone. What was accepted or waits in a queue is still served, then the workers go."""
+    def _begin_stop(self) -> None:
+        self.stop_by = 0.0
+        self.stopping = "unsteer"
+        self.stop_deadline = time.monotonic() + 10.0
+        brains = [c for c in self.children.values() if c.role == "brain" and c.state == "ready"]
+        for child in brains:
+            self._send(child, "stop")
+        if not brains:
+            self._after_unsteer(())
+
+    def _after_unsteer(self, workloads: tuple[str, ...] | list[str]) -> None:
+        """Rules of these are off; other ``open`` ones go now, since nobody will accept new connections any more.
+
+        What was accepted or waits in a queue is still served, then the workers go.
+        """
+        for key, item in self.attached.items():
+            if key not in workloads and item.owner_fd >= 0:
+                os.close(item.owner_fd)
+                item.owner_fd = -1
         self.stopping = "drain"
         self.stop_deadline = time.monotonic() + self.settings.drain_s + 5.0
         workers = [c for c in self.children.values() if c.role == "worker"]
@@ -593,7 +628,7 @@ class Supervisor:
     def _on_exit_stopping(self, child: Child) -> None:
         if child.role == "brain":
             if self.stopping == "unsteer":
-                self._after_unsteer()
+                self._after_unsteer(())
             elif self.stopping == "finish":
                 self.stopping = "done"
         elif self.stopping == "drain" and not any(c.role == "worker" for c in self.children.values()):
@@ -643,15 +678,20 @@ class Supervisor:
         }
         for child in self.children.values():
             with contextlib.suppress(ChannelBroken):
-                child.channel.flush()
+                if child.channel.wants_write:
+                    child.channel.sock.settimeout(1.0)
+                    child.channel.flush()
         fd = memfd_with("netproxy-takeover", json.dumps(state).encode())
         for number in _descriptors(state) | {fd}:
             os.set_inheritable(number, True)
         env = {**os.environ, _TAKEOVER: str(fd)}
+        # Until the new program has its handlers, a signal would end it: they wait, the mask outlives execve.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             os.execve(sys.executable, [sys.executable, "-m", "netproxy.supervisor", self.settings.to_json()], env)
         except OSError as exc:
             _log(f"upgrade failed, going on as before: {exc}")
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             os.close(fd)
             for number in _descriptors(state):
                 os.set_inheritable(number, False)

@@ -158,7 +158,7 @@ def _nothing() -> None:
 class TcpStream(asyncio.Protocol):
     """Made by `accepted` and `connected`. The loop's transport callbacks are not for the owner."""
 
-    __slots__ = ("_aborted", "_closing", "_delivery", "_eof", "_high_water", "_transport", "_wrote_eof")
+    __slots__ = ("_aborted", "_closing", "_delivery", "_eof", "_high_water", "_resuming", "_transport", "_wrote_eof")
 
     _transport: asyncio.Transport
 
@@ -167,6 +167,7 @@ class TcpStream(asyncio.Protocol):
         self._high_water = high_water
         self._eof = False
         self._wrote_eof = False
+        self._resuming = False  # within the transport's resume_writing
         self._closing = False
         self._aborted = False
 
@@ -198,7 +199,18 @@ class TcpStream(asyncio.Protocol):
         if self._wrote_eof or self.closing:
             return
         self._wrote_eof = True
-        self._transport.write_eof()
+        if self._resuming:
+            # asyncio would shut the socket down a second time when the callback returns: ENOTCONN if the peer has, too.
+            asyncio.get_running_loop().call_soon(self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._transport.is_closing():
+            try:
+                self._transport.write_eof()
+            except OSError:
+                pass  # reset by the peer, which reading or `close` will tell
 
     def pause_reading(self) -> None:
         self._delivery.pause()
@@ -259,7 +271,11 @@ class TcpStream(asyncio.Protocol):
         self._delivery.writable(False)
 
     def resume_writing(self) -> None:
-        self._delivery.writable(True)
+        self._resuming = True
+        try:
+            self._delivery.writable(True)
+        finally:
+            self._resuming = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         # uvloop's transport has no socket to reset any more.

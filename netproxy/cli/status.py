@@ -111,5 +111,7 @@ def _print(found: dict[str, Any]) -> None:
             f"[yellow]{item['file']}:{item['line']}: {item['object']}: {condition['type']}={condition['status']} "
             f"{condition['reason']}: {condition['message']}[/]"
         )
+    for name in found["last_good"]:
+        console.print(f"[yellow]{name}: its last good version is in force[/]")
     for error in found["rejected"]:
         console.print(f"[red]rejected: {error}[/]")

@@ -115,6 +115,8 @@ class Snapshot:
     statuses: Mapping[str, ObjectStatus]
     rejected: tuple[ConfigError, ...]
     drain_timeout_s: float
+    kept: tuple[str, ...] = ()
+    """Objects whose last good version is in force, since the present one can't be used."""
 
     @property
     def mesh(self) -> MeshShard:

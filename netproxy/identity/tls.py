@@ -36,8 +36,7 @@ MESH_ALPN = (ALPN_HTTP1, ALPN_TCP)
 
 _RECORD = 16 * 1024
 """Plaintext of one record at most (RFC 8446 section 5.1): a read never leaves a rest. Written in the same steps."""
-_FEED = 32 * 1024
-"""OpenSSL's memory buffers never shrink: fed whole with uvloop's 256 KiB reads, each connection would keep 340 KiB."""
+_HEADER = 5
 _ALERT_FLUSH_S = 1.0
 """How long a failed connection may take to get its alert out."""
 
@@ -50,8 +49,8 @@ class TlsStream:
     """
 
     __slots__ = (
-        "__weakref__", "_closing", "_delivery", "_ended", "_error", "_handshaken", "_incoming", "_outgoing", "_shaken",
-        "_ssl", "_timer", "_told_shaken", "_waiters", "_wrote_eof", "lower",
+        "__weakref__", "_closing", "_delivery", "_ended", "_error", "_handshaken", "_header", "_incoming", "_missing",
+        "_outgoing", "_shaken", "_ssl", "_timer", "_told_shaken", "_waiters", "_wrote_eof", "lower",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +73,8 @@ class TlsStream:
         self._handshaken = handshaken
         self._waiters: list[asyncio.Future[None]] = []
         self._shaken = self._told_shaken = False
+        self._header = b""  # the beginning of a record's
+        self._missing = 0  # octets of the record that has begun
         self._ended = False  # close_notify received
         self._wrote_eof = False
         self._closing = False
@@ -210,15 +211,12 @@ class TlsStream:
             return
         plain: list[bytes] = []
         failure: ssl.SSLError | None = None
-        view = data if len(data) <= _FEED else memoryview(data)
         try:
-            for start in range(0, len(data), _FEED):
-                self._incoming.write(view[start : start + _FEED])
-                if (self._shaken or self._shake()) and self._decrypt(plain):
-                    self._ended = True
-                    break
-                if self._error is not None:
+            self._feed(data, plain)
+            if not self._shaken:
+                if not self._shake():
                     return
+                self._decrypt(plain)
         except ssl.SSLError as exc:
             failure = exc
         self._flush()  # a key update is answered, a failure is told the peer
@@ -299,21 +297,44 @@ class TlsStream:
                 else:
                     waiter.set_exception(error)
 
-    def _decrypt(self, plain: list[bytes]) -> bool:
-        """Everything that has arrived. True: the peer has sent close_notify."""
+    def _feed(self, data: bytes, plain: list[bytes]) -> None:
+        """Record by record (RFC 8446 section 5.1), decrypting each once it is whole.
+
+        OpenSSL's buffer never shrinks: fed with a whole read of uvloop, each connection would keep up to 340 KiB. And
+        reading half a record costs an SSLWantReadError, which is dearer than decrypting a small one.
+        """
+        if self._header:
+            data, self._header = self._header + data, b""
+        incoming, size, view, at = self._incoming, len(data), memoryview(data), 0
+        while at < size and not self._ended:
+            if not self._missing:
+                if size - at < _HEADER:
+                    self._header = data[at:]
+                    return
+                self._missing = _HEADER + (data[at + 3] << 8 | data[at + 4])
+                if not 20 <= data[at] <= 23 or data[at + 1] != 3:
+                    self._missing = size - at  # no record: OpenSSL says at once what it is
+            step = min(self._missing, size - at)
+            incoming.write(data if step == size else view[at : at + step])
+            at += step
+            self._missing -= step
+            if not self._missing and self._shaken:
+                self._decrypt(plain)
+
+    def _decrypt(self, plain: list[bytes]) -> None:
+        """What has been fed, up to close_notify."""
         read, incoming = self._ssl.read, self._incoming
         try:
-            # Asked first: raising SSLWantReadError costs more than decrypting a small record.
             while incoming.pending:
                 data = read(_RECORD)
                 if not data:
-                    return True
+                    self._ended = True
+                    return
                 plain.append(data)
-        except ssl.SSLWantReadError:
+        except ssl.SSLWantReadError:  # a key update, a ticket
             pass
         except ssl.SSLZeroReturnError:  # instead of b"" when we have sent ours
-            return True
-        return False
+            self._ended = True
 
     def _flush(self) -> None:
         if self._outgoing.pending and not self._wrote_eof:

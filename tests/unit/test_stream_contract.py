@@ -42,10 +42,11 @@ class Two:
     """Both ends by role: `a` acts first."""
 
     def __init__(self, ends: Ends, sinks: tuple[Recorder, Recorder], flip: bool) -> None:
-        order = (1, 0) if flip else (0, 1)
-        self.a, self.b = (ends[i] for i in order)
-        self.a_sink, self.b_sink = (sinks[i] for i in order)
-        self.a_fd, self.b_fd = (ends[2 + i] for i in order)
+        a, b = (1, 0) if flip else (0, 1)
+        streams = (ends.client, ends.server)
+        self.a, self.b = streams[a], streams[b]
+        self.a_sink, self.b_sink = sinks[a], sinks[b]
+        self.a_fd = (ends.client_fd, ends.server_fd)[a]
 
     async def close(self) -> None:
         self.a.close()
@@ -152,7 +153,8 @@ def test_half_close_then_data_the_other_way(loop: str, opener: Open, flip: bool)
         assert not pair.b.closing
         for part in range(3):
             pair.b.write(b"%d" % part * 100_000)
-            await pair.a_sink.until(lambda r, n=part: len(r.data) == (n + 1) * 100_000)
+            size = (part + 1) * 100_000
+            await pair.a_sink.until(lambda r, size=size: len(r.data) == size)
         with pytest.raises(LocalProtocolError):
             pair.a.write(b"more")
         pair.b.write_eof()

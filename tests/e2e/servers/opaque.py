@@ -21,9 +21,10 @@ GREETING = b"220 opaque at your service\r\n"
 
 
 def send_pattern(sock, size):
-    view = memoryview(BLOCK)
     while size:
-        size -= sock.send(view[:size])if size < len(BLOCK) else sock.sendall(BLOCK) or len(BLOCK)
+        data = BLOCK[:size]
+        sock.sendall(data)
+        size -= len(data)
 
 
 def serve(sock, address, mode, size, journal):

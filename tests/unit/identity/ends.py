@@ -40,7 +40,7 @@ def run(loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(guarded())
-    assert not errors
+    assert not errors, errors
 
 
 class Recorder:

@@ -298,7 +298,7 @@ def test_certificates_that_are_no_svids() -> None:
         ({"constraints": x509.BasicConstraints(ca=True, path_length=None)}, "is a CA's"),
     ):
         with pytest.raises(IdentityError, match=detail):
-            identity_of_der(hand_made(**changes).public_bytes(Encoding.DER))  # type: ignore[arg-type]
+            identity_of_der(hand_made(**changes).public_bytes(Encoding.DER))
     with pytest.raises(IdentityError, match="can't be read"):
         identity_of_der(b"nonsense")
     verifier = SpiffeVerifier("elsewhere")

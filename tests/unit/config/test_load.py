@@ -1,0 +1,111 @@
+"""Loading again and again: what was good stays in force while its successor can't be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netproxy.config.load import Loader
+from netproxy.config.shard import ServiceShard
+from netproxy.config.snapshot import Context, Snapshot
+from netproxy.errors import ConfigError
+
+_CONTEXT = Context("node-a")
+_SERVICE = """apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec: {{clusterIP: 240.240.0.{n}, selector: {{app: {name}}}, ports: [{{port: {port}}}]}}
+"""
+
+
+def _service(name: str, n: int, port: int | str = 80) -> str:
+    return _SERVICE.format(name=name, n=n, port=port)
+
+
+def _ports(snapshot: Snapshot) -> dict[str, list[int]]:
+    return {s.name: [p.port for p in s.ports] for s in snapshot.shards.values() if isinstance(s, ServiceShard)}
+
+
+def test_a_rejected_edit_keeps_the_last_good_version(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    loader = Loader(tmp_path)
+    file.write_text(_service("web", 1) + "---\n" + _service("api", 2))
+    assert _ports(loader.load(_CONTEXT)) == {"web": [80], "api": [80]}
+    file.write_text(_service("web", 1, "eighty") + "---\n" + _service("api", 2, 81))
+    snapshot = loader.load(_CONTEXT)
+    assert _ports(snapshot) == {"web": [80], "api": [81]}
+    assert snapshot.kept == ("Service shop/web",)
+    assert [error.obj for error in snapshot.rejected] == ["Service shop/web"]
+    file.write_text(_service("web", 1, 82) + "---\n" + _service("api", 2, 81))
+    snapshot = loader.load(_CONTEXT)
+    assert (_ports(snapshot), snapshot.kept, snapshot.rejected) == ({"web": [82], "api": [81]}, (), ())
+
+
+@pytest.mark.parametrize("broken", ["a: [", "\x00", 'a: "', "- - -\n: :"])
+def test_a_file_that_is_no_yaml_keeps_what_it_held(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "a.yaml").write_text(_service("web", 1))
+    (tmp_path / "b.yaml").write_text(_service("api", 2))
+    loader = Loader(tmp_path)
+    loader.load(_CONTEXT)
+    (tmp_path / "a.yaml").write_text(broken)
+    snapshot = loader.load(_CONTEXT)
+    assert _ports(snapshot) == {"web": [80], "api": [80]}
+    assert snapshot.kept == ("Service shop/web",)
+    assert snapshot.rejected
+
+
+def test_a_typo_in_the_kind_keeps_the_object(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(_service("web", 1))
+    loader = Loader(tmp_path)
+    loader.load(_CONTEXT)
+    file.write_text(_service("web", 1).replace("kind: Service", "kind: Servcie"))
+    assert _ports(loader.load(_CONTEXT)) == {"web": [80]}
+
+
+def test_what_was_removed_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(_service("web", 1))
+    (tmp_path / "b.yaml").write_text(_service("api", 2))
+    loader = Loader(tmp_path)
+    loader.load(_CONTEXT)
+    (tmp_path / "a.yaml").unlink()
+    (tmp_path / "b.yaml").write_text("a: [")
+    snapshot = loader.load(_CONTEXT)
+    assert _ports(snapshot) == {"api": [80]}
+    assert snapshot.kept == ("Service shop/api",)
+
+
+def test_the_memory_survives_a_restart(tmp_path: Path) -> None:
+    mesh, memory = tmp_path / "mesh", str(tmp_path / "last-good.json")
+    mesh.mkdir()
+    (mesh / "a.yaml").write_text(_service("web", 1))
+    Loader(mesh, memory).load(_CONTEXT)
+    (mesh / "a.yaml").write_text(_service("web", 1, "eighty"))
+    snapshot = Loader(mesh, memory).load(_CONTEXT)
+    assert _ports(snapshot) == {"web": [80]}
+    assert snapshot.kept == ("Service shop/web",)
+
+
+@pytest.mark.parametrize("content", ["", "[", '{"a": 1}', '[{"file": 1}]', '[{"file": "x", "line": 1, "value": {}}]'])
+def test_a_broken_memory_is_none(tmp_path: Path, content: str) -> None:
+    mesh, memory = tmp_path / "mesh", tmp_path / "last-good.json"
+    mesh.mkdir()
+    memory.write_text(content)
+    (mesh / "a.yaml").write_text(_service("web", 1))
+    assert _ports(Loader(mesh, str(memory)).load(_CONTEXT)) == {"web": [80]}
+    assert memory.read_text() != content
+
+
+def test_a_path_that_can_not_be_read_raises_and_forgets_nothing(tmp_path: Path) -> None:
+    mesh = tmp_path / "mesh"
+    mesh.mkdir()
+    (mesh / "a.yaml").write_text(_service("web", 1))
+    loader = Loader(mesh)
+    loader.load(_CONTEXT)
+    mesh.rename(tmp_path / "away")
+    with pytest.raises(ConfigError):
+        loader.load(_CONTEXT)
+    mesh.mkdir()
+    (mesh / "a.yaml").write_text("a: [")
+    assert _ports(loader.load(_CONTEXT)) == {"web": [80]}
