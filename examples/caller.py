@@ -8,6 +8,7 @@ script in a pod: standard library only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import signal
@@ -48,13 +49,18 @@ def http_calls(url: str, calls: int, threads: int) -> None:
         runner.join()
 
 
-def tcp_call(host: str, port: int, text: str) -> None:
-    with socket.create_connection((host, port), timeout=10) as sock:
-        sock.sendall(text.encode())
-        sock.shutdown(socket.SHUT_WR)
-        while data := sock.recv(65536):
-            sys.stdout.write(data.decode())
-    sys.stdout.write("\n")
+def tcp_call(host: str, port: int, text: str) -> str:
+    answer = b""
+    try:
+        with socket.create_connection((host, port), timeout=10) as sock:
+            sock.sendall(text.encode())
+            with contextlib.suppress(OSError):  # reset already: receiving says so
+                sock.shutdown(socket.SHUT_WR)
+            while data := sock.recv(65536):
+                answer += data
+    except OSError as exc:
+        return f"failed {exc!r}"
+    return answer.decode(errors="replace")
 
 
 def main() -> None:
@@ -72,7 +78,7 @@ def main() -> None:
     if options.verb == "http":
         http_calls(options.url, options.calls, options.threads)
     else:
-        tcp_call(options.host, options.port, options.text)
+        print(tcp_call(options.host, options.port, options.text))
 
 
 if __name__ == "__main__":

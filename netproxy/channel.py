@@ -1,8 +1,8 @@
 """Messages with file descriptors between the supervisor and its children. Standard library only.
 
 A channel is one end of an AF_UNIX SOCK_SEQPACKET pair. A message is one datagram: a JSON object
-``{"op": ..., ...}`` and up to `MAX_FDS` descriptors. A `body` (bytes of any length) travels as a sealed
-memfd, which is always the last descriptor. The takeover protocol, version `VERSION`:
+``{"op": ..., ...}`` and up to `MAX_FDS` descriptors. A `body` (bytes of any length) travels as a memfd of its
+own, which is always the last descriptor. The takeover protocol, version `VERSION`:
 
 ==============  =======================  ==========================================================
 op              who -> whom              meaning (fields; descriptors)
@@ -105,13 +105,14 @@ class Channel:
 
         Raises ChannelBroken, ValueError when there are more than `MAX_FDS` descriptors.
         """
-        made = memfd_with("netproxy-body", body) if body is not None else -1
-        out = [*fds, made] if made >= 0 else list(fds)
-        if len(out) > MAX_FDS:
-            raise ValueError(f"{len(out)} descriptors in one message, the limit is {MAX_FDS}")
-        data = json.dumps({"op": op, "body": made >= 0, **fields}, separators=(",", ":")).encode()
+        count = len(fds) + (body is not None)
+        if count > MAX_FDS:
+            raise ValueError(f"{count} descriptors in one message, the limit is {MAX_FDS}")
+        data = json.dumps({"op": op, "body": body is not None, **fields}, separators=(",", ":")).encode()
         if len(data) > _MAX_HEADER:
             raise ValueError(f"message {op!r} of {len(data)} octets, the limit is {_MAX_HEADER}: use a body")
+        made = memfd_with("netproxy-body", body) if body is not None else -1
+        out = [*fds, made] if made >= 0 else list(fds)
         try:
             if not self._queue and self._send_now(data, out):
                 return

@@ -15,7 +15,6 @@ from .channel import VERSION, Channel, ChannelBroken, Message
 from .settings import NodeSettings
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _WELCOME_TIMEOUT_S = 10.0
 
@@ -66,10 +65,7 @@ def drop_privileges(uid: int, gid: int, parent: int) -> None:
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    # A change of uid makes us undumpable, and /proc/self/fd unreadable: certificates are loaded from memfds by
-    # that path. It also clears the death signal.
-    _prctl(_PR_SET_DUMPABLE, 1)
-    die_with_parent(parent)
+    die_with_parent(parent)  # again: a change of uid clears the death signal
 
 
 def _prctl(option: int, value: int) -> None:

@@ -170,7 +170,7 @@ class _Execution:
 def _verify(made: CreateTable) -> None:
     """Read the new table back. A libnftables which words rules in a way we do not know would otherwise look like drift
     for ever, and every look would replace the table."""
-    found = session.list_table(made.name)
+    found = session.list_table(made.name, owned=made.owned)
     expected = nft.listing(made.rules)
     if found != expected:
         odd = next((line for line in found if line not in expected), "a rule is missing")

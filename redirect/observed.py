@@ -29,7 +29,7 @@ def observe_here(node: str) -> Observed:
         if name is None or name[0] != node:
             continue
         try:
-            listing = session.list_table(table.name)
+            listing = session.list_table(table.name, owned=table.owner is not None)
         except RedirectError:
             if table in session.tables():
                 raise

@@ -1,9 +1,10 @@
 """Shares of weighted backends, and the choice of one endpoint. PURE: the random source is an argument.
 
-Weights are met by a low-discrepancy sequence, not by chance: after any n choices each backend has had its
-exact share give or take one. The sequence is nginx's smooth weighted round robin: everybody gains its
-weight, the richest is chosen and pays the total. Each worker has a sequence of its own; with w workers
-the shares are exact to within w.
+Weights are met by a low-discrepancy sequence, not by chance. It is nginx's smooth weighted round robin: everybody
+gains its weight, the richest is chosen and pays the total. From its start, after any n choices, none of k backends
+is more than 1 - 1/k ahead of its exact share or more than 1/2 + 1/3 + ... + 1/k behind it (the cup game with a
+greedy emptier; 0.5 for two backends, 1.1 for four, 2.4 for sixteen). In any n choices from the middle of it each
+is within 1 + 1/2 + ... + 1/(k-1) of its share. Each worker has a sequence of its own, so these add up.
 
 Endpoints are chosen by P2C: of two distinct random ones, the one with fewer outstanding requests
 (Mitzenmacher, "The Power of Two Choices", 2001).

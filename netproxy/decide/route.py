@@ -160,11 +160,15 @@ class Tables:
             return
         for spec in old.ports:
             for vip in old.vips:
-                self._by_vip.pop((vip, spec.port), None)
+                # It may be another service's already: the shards of one change come in any order.
+                table = self._by_vip.get((vip, spec.port))
+                if table is not None and table.service == key:
+                    del self._by_vip[vip, spec.port]
             if spec.port not in keep:
                 self.ports.pop((key, spec.port), None)
         for vip in old.vips:
-            self._vips.pop(vip, None)
+            if self._vips.get(vip) == key:
+                del self._vips[vip]
 
     def _drop_workload(self, key: WorkloadKey) -> None:
         old = self.workloads.pop(key, None)

@@ -11,8 +11,8 @@ answered (problem+json); after that the downstream connection is reset, since a 
 complete body.
 
 Backpressure: the downstream is not read while its upstream is not connected or not writable, the
-upstream is not read while the downstream is not writable. So at most one received chunk and the write
-buffers are held.
+upstream is not read while the downstream is not writable, and no request is begun while the answers before
+it wait to be read. So at most one received chunk and the write buffers are held.
 
 A request on a reused connection that dies before a single octet came back is sent again, once, on a
 fresh one, if its method is idempotent and it had no body (RFC 9110 section 9.2.2): the endpoint closed its idle
@@ -59,7 +59,7 @@ _LINGER_BYTES = 1024 * 1024
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 
 # Why the downstream is not read.
-_CONNECTING, _UPSTREAM_FULL, _PIPELINED = 1, 2, 4
+_CONNECTING, _UPSTREAM_FULL, _PIPELINED, _UNREAD = 1, 2, 4, 8
 
 
 class HttpConnection:
@@ -142,6 +142,10 @@ class HttpConnection:
         self._writable = ok
         if self._exchange is not None:
             self._exchange.downstream_writable(ok)
+        elif ok:
+            self.hold(_UNREAD, False)
+            if not self._pumping:
+                self._pump(())
 
     def closed(self, exc: Exception | None) -> None:
         self.services.live.discard(self)
@@ -154,8 +158,11 @@ class HttpConnection:
     def check(self, now: float) -> None:
         mesh = self.services.tables.mesh
         if self._linger_until:
-            if now >= self._linger_until:
+            if now - self._activity >= mesh.idle_timeout_s:
                 self.stream.abort()
+            elif now >= self._linger_until:
+                # No reset: it would take back what a slow client has not read yet.
+                self.stream.close()
         elif self._exchange is not None:
             if now - self._activity >= mesh.idle_timeout_s:
                 self._exchange.idle_timeout()
@@ -163,7 +170,11 @@ class HttpConnection:
             if now - self._head_since >= mesh.header_timeout_s:
                 self.refuse(Reason.HEAD_TIMEOUT, "the request head is not complete")
         elif now - self._activity >= mesh.idle_timeout_s:
-            self.stream.close()
+            if self.stream.buffered():
+                # It does not read either, so a close would wait for ever.
+                self.stream.abort()
+            else:
+                self.stream.close()
 
     def drain(self) -> None:
         self._engine.goaway()
@@ -178,12 +189,10 @@ class HttpConnection:
 
     def _pump(self, events: Sequence[Event]) -> None:
         """Handle events, and those of pipelined requests as far as they can begin. Never recursive."""
-        self._dispatch(events)
-        if self._pumping:
-            return
-        self._pumping = True
+        self._pumping = True  # also for what ends within the first events: those behind it are of the same request
         try:
-            while self._want_resume and not self.stream.closing and not self._linger_until:
+            self._dispatch(events)
+            while self._want_resume and self._writable and not self.stream.closing and not self._linger_until:
                 self._want_resume = False
                 try:
                     more = self._engine.resume()
@@ -193,7 +202,7 @@ class HttpConnection:
                 self._dispatch(more)
         finally:
             self._pumping = False
-        self.hold(_PIPELINED, self._engine.is_full)
+        self.hold(_PIPELINED, self._engine.is_full and not self._linger_until)
 
     def _dispatch(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -219,7 +228,7 @@ class HttpConnection:
                     self.stream.abort()
                 case _:
                     raise AssertionError(event)
-        if self._exchange is None and not self._head_since and self._engine.buffered:
+        if self._exchange is None and not self._head_since and self._engine.buffered and self._writable:
             self._head_since = self.services.now()
 
     def _bad_request(self, exc: RemoteProtocolError) -> None:
@@ -249,12 +258,14 @@ class HttpConnection:
         """The response is complete. What is left of the request, if anything, is read and dropped."""
         self._exchange = None
         self._holds = 0
-        now = self._activity = self.services.now()
+        self._activity = self.services.now()
         if must_close or self._close_after or self._engine.must_close:
             self.linger()
             return
-        self._head_since = now if self._engine.buffered else 0.0
-        self.stream.resume_reading()
+        self._head_since = 0.0
+        self.hold(_UNREAD, not self._writable)
+        if not self._holds:
+            self.stream.resume_reading()
         self._want_resume = True
         if not self._pumping:
             self._pump(())
@@ -405,6 +416,12 @@ class Exchange:
             return
         self._connection.hold(_CONNECTING, True)
         self._task = self._services.loop.create_task(self._dialled(timeout_s))
+        self._task.add_done_callback(self._dial_ended)
+
+    def _dial_ended(self, task: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step runs nothing of its own.
+        if task.cancelled() and self._key is not None:
+            self._services.pool.closed(self._key)
 
     async def _dialled(self, timeout_s: float) -> None:
         key, choice = self._key, self._choice
@@ -417,8 +434,11 @@ class Exchange:
             self._task = None
             self._fail(exc.reason, exc.detail)
             return
-        except BaseException:
+        except Exception:
+            # Our bug, for the loop to report. Its client is answered all the same.
             self._services.pool.closed(key)
+            self._task = None
+            self._fail(Reason.INTERNAL, "the endpoint could not be dialled")
             raise
         self._task = None
         upstream = UpstreamHttp(key, stream, self._services)
@@ -430,6 +450,8 @@ class Exchange:
 
     def _open(self, upstream: UpstreamHttp) -> None:
         self._upstream = upstream
+        if not self._connection.is_writable:
+            upstream.stream.pause_reading()
         upstream.begin(self)
         queue, self._queue = self._queue, None
         for event in queue or ():
@@ -485,10 +507,13 @@ class Exchange:
     def upstream_writable(self, ok: bool) -> None:
         self._connection.hold(_UPSTREAM_FULL, not ok)
 
+    def response_begins(self) -> None:
+        """The upstream said something, were it half a head: it may have done what was asked."""
+        self._replayable = False
+
     def response(self, event: Event) -> None:
         """An event from the upstream."""
         self._connection.touch()
-        self._replayable = False
         try:
             match event:
                 case ResponseHead():
@@ -596,7 +621,7 @@ class Exchange:
 class UpstreamHttp:
     """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
 
-    __slots__ = ("_closed", "_engine", "_exchange", "_services", "_uses", "key", "stream")
+    __slots__ = ("_closed", "_engine", "_exchange", "_services", "_uses", "_writable", "key", "stream")
 
     def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
         """The connection was reserved in the pool; `closed` there is called when it is gone."""
@@ -607,6 +632,7 @@ class UpstreamHttp:
         self._engine: H1Client = client_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
         self._exchange: Exchange | None = None
         self._uses = 0
+        self._writable = True
         self._closed = False
         stream.sink = self
         stream.resume_reading()
@@ -621,6 +647,9 @@ class UpstreamHttp:
     def begin(self, exchange: Exchange) -> None:
         self._uses += 1
         self._exchange = exchange
+        if not self._writable:
+            # An endpoint that answered the request before without reading all of it.
+            exchange.upstream_writable(False)
 
     def send(self, event: Event) -> None:
         buffers = self._engine.send(1, event)
@@ -653,6 +682,7 @@ class UpstreamHttp:
             # Octets that nobody asked for: whatever they are, they must not answer the next request.
             self.stream.abort()
             return
+        self._exchange.response_begins()
         try:
             events = self._engine.receive(data)
         except RemoteProtocolError as exc:
@@ -680,6 +710,7 @@ class UpstreamHttp:
         self.stream.close()
 
     def writable(self, ok: bool) -> None:
+        self._writable = ok
         if self._exchange is not None:
             self._exchange.upstream_writable(ok)
 

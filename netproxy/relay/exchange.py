@@ -4,7 +4,8 @@ Edits of a request (documented in docs, tested octet by octet):
 
 * hop-by-hop fields go: ``connection`` and what it names, ``keep-alive``, ``proxy-connection``, ``te`` except
   ``trailers``, ``upgrade`` (RFC 9110 section 7.6.1). ``transfer-encoding`` stays as framing.
-* an absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2).
+* an absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2); that of an
+  OPTIONS request becomes ``*`` when it has neither path nor query (RFC 9112 section 3.2.4).
 * ``x-forwarded-client-cert`` goes; inbound with mesh TLS it is set from the verified certificate.
 
 Edits of a response: hop-by-hop fields go, ``x-netproxy-reason`` goes (only we may say that).
@@ -42,11 +43,17 @@ def request_for_upstream(head: RequestHead, xfcc: bytes = b"") -> RequestHead:
     headers = [(name, value) for name, value in head.headers if name not in drops]
     if authority:
         headers = [(b"host", authority), *(h for h in headers if h[0] != b"host")]
-    if any(name == b"te" and b"trailers" in value.lower() for name, value in head.headers):
+        if head.method == b"OPTIONS" and head.target.endswith(b"://" + authority):
+            target = b"*"
+    if any(name == b"te" and _wants_trailers(value) for name, value in head.headers):
         headers.append((b"te", b"trailers"))
     if xfcc:
         headers.append((XFCC, xfcc))
     return RequestHead(1, head.method, target, headers)
+
+
+def _wants_trailers(te: bytes) -> bool:
+    return any(part.partition(b";")[0].strip().lower() == b"trailers" for part in te.split(b","))
 
 
 def response_for_downstream(head: ResponseHead) -> ResponseHead:

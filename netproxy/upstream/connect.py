@@ -56,12 +56,27 @@ class SocketStock:
             async with asyncio.timeout(STOCK_TIMEOUT_S):
                 return await future
         except (TimeoutError, asyncio.CancelledError) as exc:
+            with contextlib.suppress(ValueError):
+                waiting.remove(future)  # else it would be counted, and asked for, until the next delivery
             if future.done() and not future.cancelled() and future.exception() is None:
-                # Delivered in the very moment we gave up: back to the stock, not lost.
-                self._stock.setdefault(key, deque()).append(future.result())
+                self._put_back(key, future.result())
             if isinstance(exc, TimeoutError):
                 raise UpstreamError(Reason.INTERNAL, "no socket from the supervisor in time") from None
             raise
+
+    def _put_back(self, key: StockKey, sock: socket.socket) -> None:
+        """Delivered in the very moment its taker gave up: for the next one, unless the workload is gone."""
+        if key not in self._stock:
+            # It would keep the namespace alive.
+            sock.close()
+            return
+        waiting = self._waiting.get(key, deque())
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                future.set_result(sock)
+                return
+        self._stock[key].append(sock)
 
     def _order(self, key: StockKey, n: int) -> None:
         if self._asked.get(key, 0) < n:

@@ -11,6 +11,7 @@ A `Listing` is the canonical form in which what we want and what the kernel has 
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
 import re
 from typing import Any, assert_never
@@ -123,11 +124,19 @@ def listing(rules: Ruleset) -> Listing:
     return tuple(_by_chain(found))
 
 
-def read_listing(text: str) -> Listing:
-    """The canonical form of `nft -j list table`'s answer. Anything in the table which we would never put there
-    (a set, a counter, another chain) makes it differ from every `listing`."""
+def chains_of(table: str, text: str) -> list[str]:
+    """The names of a table's chains in the answer of `nft -j list chains inet`."""
+    chains = [entry["chain"] for entry in json.loads(text)["nftables"] if "chain" in entry]
+    return [chain["name"] for chain in chains if chain["table"] == table]
+
+
+def read_listing(*texts: str) -> Listing:
+    """The canonical form of the answer of `nft -j list table`, or the answers of `list chain` for all of its chains.
+
+    Anything in the table which we would never put there (a set, a counter, another chain) makes it differ from every
+    `listing`."""
     found: list[str] = []
-    for entry in json.loads(text)["nftables"]:
+    for entry in itertools.chain.from_iterable(json.loads(text)["nftables"] for text in texts):
         ((kind, body),) = entry.items()
         if kind in ("metainfo", "table"):
             continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -23,8 +24,71 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-if __name__ != "__main__":
+if __name__ != "__main__":  # the program needs nothing but the standard library
+    from examples.agent import Agent
     from examples.stage import Pod, wait_for
+    from tests.e2e.mesh import Mesh
+
+
+VIP = "240.240.0.10"
+
+
+class Scene:
+    """A client on the first node, and a `witness` server behind a Service on the second. Agents are not started.
+
+    `client` and `server` are more fields of their Workloads, or None: that one is not attached.
+    """
+
+    def __init__(
+        self, mesh: Mesh, *, client: dict[str, Any] | None = {}, server: dict[str, Any] | None = {}  # noqa: B006
+    ) -> None:  # fmt: skip
+        self.mesh = mesh
+        self.client = mesh.pod("client-1", 0, app="client", attach=client is not None, **client or {})
+        self.server = mesh.pod("web-1", len(mesh.nodes) - 1, app="web", attach=server is not None, **server or {})
+        mesh.put(mesh.service("web", {"app": "web"}, [VIP]))
+        self.journal = mesh.stage.folder / "witness.log"
+        mesh.serve(self.server, "witness", "8080", str(self.journal))
+
+    @property
+    def agent(self) -> Agent:
+        """Of the client's node."""
+        return self.mesh.agents[0]
+
+    def to_service(self, **threads: int) -> Load:
+        return Load(self.client, VIP, 80, **threads)
+
+    def to_pod(self, **threads: int) -> Load:
+        return Load(self.client, self.server.ip, 8080, **threads)
+
+    def served(self) -> int:
+        """Requests that reached the server."""
+        return self.journal.read_text().count("\n") if self.journal.exists() else 0
+
+    def holding(self, name: str) -> bool:
+        """The server answers ``/hold/<name>`` right now; it goes on when that file exists."""
+        return f"/hold/{name}\n" in self.journal.read_text()
+
+    def go_on(self, name: str) -> None:
+        (self.journal.parent / name).touch()
+
+
+def ruleset(pod: Pod) -> str:
+    """With handles: not a single rule was replaced if it is the same as before."""
+    return pod.run("nft", "-a", "list", "ruleset").stdout
+
+
+def tables(pod: Pod) -> list[str]:
+    return re.findall(r"^table inet (\S+)", pod.run("nft", "list", "ruleset").stdout, re.MULTILINE)
+
+
+def vip_routes(pod: Pod) -> list[str]:
+    return [line for line in pod.run("ip", "route", "show", "table", "all").stdout.splitlines() if "240.240" in line]
+
+
+def listeners(pod: Pod) -> list[int]:
+    """Our ports that are listened on, one entry per socket."""
+    found = pod.run("ss", "-Hltn").stdout
+    return [int(port) for port in re.findall(r":(15001|15006)\s", found)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +152,7 @@ class Load:
             lambda found: sum(a.ok and a.begin >= since and a.via in via for a in found) >= n, f"{n} answers by {via}"
         )
 
-    def wait(self, condition: Callable[[list[Attempt]], Any], what: str, timeout: float = 20.0) -> Any:
+    def wait(self, condition: Callable[[list[Attempt]], Any], what: str, timeout: float = 40.0) -> Any:
         try:
             return wait_for(lambda: condition(self.attempts()), what, timeout)
         except TimeoutError as exc:
@@ -107,7 +171,7 @@ class Load:
 
 LIMIT_S = 90.0
 _TIMEOUT_S = 10.0
-_PAUSE_S = {"fresh": 0.01, "kept": 0.02}
+_PAUSE_S = {"fresh": 0.03, "kept": 0.06}
 stopping = threading.Event()
 
 

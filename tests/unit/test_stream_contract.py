@@ -153,8 +153,7 @@ def test_half_close_then_data_the_other_way(loop: str, opener: Open, flip: bool)
         assert not pair.b.closing
         for part in range(3):
             pair.b.write(b"%d" % part * 100_000)
-            size = (part + 1) * 100_000
-            await pair.a_sink.until(lambda r, size=size: len(r.data) == size)
+            await pair.a_sink.until_size((part + 1) * 100_000)
         with pytest.raises(LocalProtocolError):
             pair.a.write(b"more")
         pair.b.write_eof()
@@ -224,6 +223,25 @@ def test_backpressure(loop: str, opener: Open, flip: bool) -> None:
         assert hashlib.sha256(pair.b_sink.data).digest() == hashlib.sha256(data).digest()
         await pair.a_sink.until(lambda r: not r.blocked)
         assert pair.a.buffered() == 0
+        await pair.close()
+
+    run(loop, main)
+
+
+@loops
+@sides
+def test_write_eof_within_writable_when_the_peer_has_ended(loop: str, opener: Open, flip: bool) -> None:
+    """asyncio would shut the socket down twice, and the second time it is not connected any more."""
+
+    async def main() -> None:
+        pair = await two(opener, flip)
+        pair.b.write_eof()
+        await pair.a_sink.until(lambda r: r.eof)
+        pair.a_sink.on_writable = pair.a.write_eof
+        pair.a.write(bytes(4 << 20))
+        assert pair.a_sink.blocked
+        await pair.b_sink.until(lambda r: r.eof)
+        assert len(pair.b_sink.data) == 4 << 20
         await pair.close()
 
     run(loop, main)

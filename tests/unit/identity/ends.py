@@ -91,6 +91,9 @@ class Recorder:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def until_size(self, octets: int) -> None:
+        await self.until(lambda r: len(r.data) == octets)
+
     async def until_closed(self) -> Exception | None:
         await self.until(lambda r: r.closes)
         return self.closes[0]

@@ -141,7 +141,15 @@ DISABLED_LISTING = nft.listing(Steering(NODE, frozenset({4}), enabled=False).rul
 
 def test_listing_of_what_was_loaded() -> None:
     assert nft.read_listing(answer(OUTPUT, PREROUTING, DISABLED_RULE)) == DISABLED_LISTING
+    assert nft.read_listing(answer(PREROUTING), answer(OUTPUT, DISABLED_RULE)) == DISABLED_LISTING
     assert nft.read_listing(answer(PREROUTING, DISABLED_RULE, OUTPUT)) != DISABLED_LISTING[:-1]
+
+
+def test_chains_of_a_table() -> None:
+    foreign = {"chain": {**OUTPUT["chain"], "table": "other"}}
+    name = PLACE["table"]
+    assert nft.chains_of(name, answer(PREROUTING, foreign, OUTPUT)) == ["prerouting", "output"]
+    assert nft.chains_of(name, answer()) == []
 
 
 @pytest.mark.parametrize(

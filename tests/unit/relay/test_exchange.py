@@ -1,0 +1,158 @@
+"""Edits of heads, octet by octet."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from netproxy.codec.events import Headers, RequestHead, ResponseHead
+from netproxy.errors import Reason
+from netproxy.relay.exchange import (
+    headers_for_match,
+    origin_form,
+    path_of,
+    problem,
+    request_for_upstream,
+    response_for_downstream,
+    xfcc_value,
+)
+
+
+def request(headers: Headers, target: bytes = b"/", xfcc: bytes = b"", method: bytes = b"GET") -> RequestHead:
+    return request_for_upstream(RequestHead(7, method, target, headers, b"1.0"), xfcc)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([(b"host", b"a"), (b"x-a", b"1"), (b"x-a", b"2")], [(b"host", b"a"), (b"x-a", b"1"), (b"x-a", b"2")]),
+        ([(b"host", b"a"), (b"connection", b"keep-alive"), (b"keep-alive", b"5")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"connection", b"X-A , x-b,,"), (b"x-a", b"1"), (b"x-b", b"2")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"connection", b"x-a"), (b"connection", b"x-b"), (b"x-b", b"2")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"upgrade", b"h2c"), (b"connection", b"upgrade")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"proxy-connection", b"close")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"te", b"gzip")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"te", b"xtrailers")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"te", b"gzip, Trailers;q=1"), (b"x", b"1")], [(b"host", b"a"), (b"x", b"1"), (b"te", b"trailers")]),
+        # What follows depends on these, so nobody can have them removed.
+        (
+            [(b"host", b"a"), (b"connection", b"host, content-length, trailer"), (b"content-length", b"3"), (b"trailer", b"x")],
+            [(b"host", b"a"), (b"content-length", b"3"), (b"trailer", b"x")],
+        ),
+        (
+            [(b"host", b"a"), (b"connection", b"transfer-encoding"), (b"transfer-encoding", b"chunked")],
+            [(b"host", b"a"), (b"transfer-encoding", b"chunked")],
+        ),
+        ([(b"host", b"a"), (b"x-forwarded-client-cert", b"By=me"), (b"x-forwarded-client-cert", b"too")], [(b"host", b"a")]),
+        ([(b"host", b"a"), (b"authorization", b"b"), (b"cookie", b"c")], [(b"host", b"a"), (b"authorization", b"b"), (b"cookie", b"c")]),
+        ([(b"host", b"a"), (b"x-netproxy-reason", b"UF")], [(b"host", b"a"), (b"x-netproxy-reason", b"UF")]),
+    ],
+)  # fmt: skip
+def test_request_headers(before: Headers, after: Headers) -> None:
+    assert request(before) == RequestHead(1, b"GET", b"/", after, b"1.1")
+
+
+def test_the_certificate_header_is_ours_alone() -> None:
+    value = xfcc_value("spiffe://a/own", "spiffe://a/peer", "ab" * 32)
+    assert value == b"By=spiffe://a/own;Hash=" + b"ab" * 32 + b";URI=spiffe://a/peer"
+    headers = [
+        (b"host", b"a"),
+        (b"x-forwarded-client-cert", b"forged"),
+        (b"connection", b"x-forwarded-client-cert"),
+    ]
+    assert request(headers, xfcc=value).headers == [(b"host", b"a"), (b"x-forwarded-client-cert", value)]
+
+
+@pytest.mark.parametrize(
+    ("target", "origin", "authority"),
+    [
+        (b"/", b"/", b""),
+        (b"/a?b=http://c/", b"/a?b=http://c/", b""),
+        (b"*", b"*", b""),
+        (b"http://h", b"/", b"h"),
+        (b"HTTP://h:80/", b"/", b"h:80"),
+        (b"http://h/a/b?c", b"/a/b?c", b"h"),
+        (b"http://h?c", b"/?c", b"h"),
+        (b"https://[::1]:8/x", b"/x", b"[::1]:8"),
+        (b"h:80", b"h:80", b""),
+        (b"ftp://h/x", b"ftp://h/x", b""),
+    ],
+)
+def test_origin_form(target: bytes, origin: bytes, authority: bytes) -> None:
+    assert origin_form(target) == (origin, authority)
+
+
+def test_the_authority_of_an_absolute_target_replaces_host() -> None:
+    headers = [(b"x", b"1"), (b"host", b"other"), (b"y", b"2")]
+    got = request(headers, b"http://web:80/a?b")
+    assert got == RequestHead(1, b"GET", b"/a?b", [(b"host", b"web:80"), (b"x", b"1"), (b"y", b"2")])
+
+
+@pytest.mark.parametrize(
+    ("target", "sent"), [(b"*", b"*"), (b"http://h", b"*"), (b"http://h/", b"/"), (b"http://h?x", b"/?x"), (b"/", b"/")]
+)
+def test_options_about_the_server_stay_so(target: bytes, sent: bytes) -> None:
+    """RFC 9112 section 3.2.4: an absolute form without path and query is ``*`` for the last proxy."""
+    assert request([(b"host", b"h")], target, method=b"OPTIONS").target == sent
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([(b"server", b"x"), (b"set-cookie", b"a"), (b"set-cookie", b"b")], None),
+        ([(b"connection", b"close, x-a"), (b"x-a", b"1"), (b"x-b", b"2")], [(b"x-b", b"2")]),
+        ([(b"keep-alive", b"timeout=5"), (b"upgrade", b"h2"), (b"proxy-connection", b"x")], []),
+        ([(b"x-netproxy-reason", b"NR")], []),
+        ([(b"connection", b"content-length"), (b"content-length", b"3")], [(b"content-length", b"3")]),
+        ([(b"transfer-encoding", b"chunked"), (b"trailer", b"x")], None),
+        ([(b"x-forwarded-client-cert", b"x")], None),
+    ],
+)
+def test_response_headers(before: Headers, after: Headers | None) -> None:
+    got = response_for_downstream(ResponseHead(3, 200, before, b"1.0"))
+    assert got == ResponseHead(1, 200, before if after is None else after, b"1.1")
+
+
+def test_what_routes_are_matched_with() -> None:
+    assert path_of(b"/a/b?c=/d") == "/a/b"
+    assert path_of(b"http://h/a?b") == "/a"
+    assert path_of(b"http://h") == "/"
+    assert path_of(b"/\xe9") == "/\xe9"
+    assert headers_for_match([(b"a", b"1"), (b"b", b"\xe9"), (b"a", b"2")]) == {"a": "1,2", "b": "\xe9"}
+    assert headers_for_match([]) == {}
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.info.status])
+def test_problem(reason: Reason) -> None:
+    head, body = problem(reason, "why", "HTTPRoute a/b", [f"10.0.0.{n}:80" for n in range(20)])
+    fields = json.loads(body)
+    assert body.endswith(b"}\n")
+    assert fields == {
+        "type": "about:blank",
+        "title": reason.info.title,
+        "status": reason.info.status,
+        "reason": reason.name,
+        "detail": "why",
+        "decided_by": "HTTPRoute a/b",
+        "endpoints_tried": [f"10.0.0.{n}:80" for n in range(8)],
+    }
+    assert head == ResponseHead(
+        1,
+        reason.info.status,
+        [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-netproxy-reason", reason.info.flag.encode()),
+        ],
+    )
+
+
+def test_problem_says_no_more_than_it_knows() -> None:
+    head, body = problem(Reason.DOWNSTREAM_PROTOCOL, "", "", (), 505)
+    assert head.status == 505
+    assert set(json.loads(body)) == {"type", "title", "status", "reason"}
+    _, body = problem(Reason.NO_ROUTE, "é\n\"" * 5000, "", ())
+    assert body.isascii()
+    assert body.count(b"\n") == 1
+    assert len(json.loads(body)["detail"]) == 1000

@@ -1,0 +1,199 @@
+"""Opaque relays over streams in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from netproxy.errors import Reason
+from netproxy.observe.record import Parties
+from netproxy.relay.tcp import TcpRelay
+
+from .streams import HIGH_WATER, FakeStream, World, play, turns
+
+PARTIES = Parties("source", "shop/client", "spiffe://x", "shop/web-1", "shop/web")
+
+
+class Relayed:
+    def __init__(self, inbound: bool = False) -> None:
+        self.world = World()
+        self.state = self.world.port.endpoints[0]
+        self.state.outstanding += 1
+        self.down, self.up = FakeStream(), FakeStream()
+        for stream in (self.down, self.up):
+            stream.pause_reading()
+        self.relay = TcpRelay(
+            self.down,
+            self.up,
+            self.world.services,
+            facts=self.world.facts(inbound),
+            endpoint=self.state,
+            parties=PARTIES,
+            security="none",
+        )
+
+    def over(self, reason: Reason, moved: tuple[int, int]) -> None:
+        assert self.world.recorder.connections == [(reason, moved)]
+        assert self.state.outstanding == 0
+        assert not self.world.services.live
+        assert self.world.recorder.open == 0
+
+
+def test_both_ways_with_half_close() -> None:
+    async def main() -> None:
+        pair = Relayed()
+        pair.down.peer_sends(b"question")
+        pair.down.peer_ends()
+        await turns()
+        assert (pair.up.take_sent(), pair.up.sent_eof) == (b"question", True)
+        assert not pair.down.sent_eof
+        assert pair.world.services.live
+        pair.up.peer_sends(b"an")
+        pair.up.peer_sends(b"swer")
+        pair.up.peer_ends()
+        await turns()
+        assert (pair.down.take_sent(), pair.down.sent_eof) == (b"answer", True)
+        assert pair.down.closing
+        assert pair.up.closing
+        assert not pair.down.was_reset
+        assert not pair.up.was_reset
+        pair.over(Reason.OK, (8, 6))
+
+    play(main)
+
+
+def test_the_last_octets_reach_a_slow_reader() -> None:
+    async def main() -> None:
+        pair = Relayed()
+        pair.down.peer_stalls()
+        pair.up.peer_sends(b"last words")
+        pair.up.peer_ends()
+        pair.down.peer_ends()
+        await turns()
+        assert not pair.down.take_sent()
+        pair.down.peer_reads()
+        await turns()
+        assert pair.down.take_sent() == b"last words"
+        assert pair.down.sent_eof
+        pair.over(Reason.OK, (0, 10))
+
+    play(main)
+
+
+@pytest.mark.parametrize("side", ["down", "up"])
+def test_a_torn_connection_is_torn_on_the_other_side(side: str) -> None:
+    async def main() -> None:
+        pair = Relayed()
+        mine, other = (pair.down, pair.up) if side == "down" else (pair.up, pair.down)
+        mine.peer_sends(b"half")
+        mine.peer_resets()
+        await turns()
+        assert other.was_reset
+        reason = Reason.DOWNSTREAM_CLOSED if side == "down" else Reason.UPSTREAM_CLOSED
+        pair.over(reason, (4, 0) if side == "down" else (0, 4))
+
+    play(main)
+
+
+def test_a_reset_after_one_end_is_no_clean_end() -> None:
+    async def main() -> None:
+        pair = Relayed()
+        pair.down.peer_ends()
+        pair.up.peer_sends(b"half")
+        pair.up.peer_resets()
+        await turns()
+        assert pair.down.was_reset
+        pair.over(Reason.UPSTREAM_CLOSED, (0, 4))
+
+    play(main)
+
+
+@pytest.mark.parametrize("side", ["down", "up"])
+def test_backpressure(side: str) -> None:
+    async def main() -> None:
+        pair = Relayed()
+        reader, writer = (pair.down, pair.up) if side == "down" else (pair.up, pair.down)
+        await turns()
+        reader.peer_stalls()
+        sent = 0
+        while not writer.paused:
+            writer.peer_sends(bytes(300))
+            sent += 300
+        assert reader.buffered() <= HIGH_WATER + 300
+        assert not reader.paused
+        reader.peer_reads()
+        await turns()
+        assert not writer.paused
+        assert len(reader.take_sent()) == sent
+
+    play(main)
+
+
+def test_idle_timeout_counts_from_the_last_octet() -> None:
+    async def main() -> None:
+        pair = Relayed()
+        timeout_s = pair.world.mesh.tcp_idle_timeout_s
+        pair.world.check(1.0)
+        pair.world.check(timeout_s - 1)
+        pair.down.peer_sends(b"x")
+        await turns()
+        pair.world.check(2.0)
+        pair.world.check(timeout_s - 1)
+        assert not pair.down.closing
+        pair.world.check(1.0)
+        assert pair.down.was_reset
+        assert pair.up.was_reset
+        await turns()
+        pair.over(Reason.IDLE_TIMEOUT, (1, 0))
+
+    play(main)
+
+
+def test_a_policy_that_denies_it_ends_it() -> None:
+    async def main() -> None:
+        for mode, inbound in (("STRICT", False), ("PERMISSIVE", True)):
+            pair = Relayed(inbound)
+            pair.world.tables.put(dataclasses.replace(pair.world.shard, mtls=mode))
+            pair.world.check(0.5)
+            assert not pair.down.closing
+        pair = Relayed(inbound=True)
+        pair.world.tables.put(dataclasses.replace(pair.world.shard, mtls="STRICT"))
+        pair.world.check(0.5)
+        await turns()
+        pair.over(Reason.MTLS_REQUIRED, (0, 0))
+
+    play(main)
+
+
+def test_drain_waits_and_abort_does_not() -> None:
+    async def main() -> None:
+        pair = Relayed()
+        pair.relay.drain()
+        await turns()
+        assert not pair.down.closing
+        pair.relay.abort()
+        pair.relay.abort()
+        await turns()
+        pair.over(Reason.DRAINING, (0, 0))
+
+    play(main)
+
+
+def test_a_stream_that_was_lost_before_the_relay_began() -> None:
+    async def main() -> None:
+        world = World()
+        down, up = FakeStream(), FakeStream()
+        down.peer_resets()
+        await turns()
+        state = world.port.endpoints[0]
+        state.outstanding += 1
+        TcpRelay(
+            down, up, world.services, facts=world.facts(), endpoint=state, parties=PARTIES, security="none"
+        )
+        await turns()
+        assert up.was_reset
+        assert state.outstanding == 0
+        assert not world.services.live
+
+    play(main)
