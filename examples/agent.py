@@ -93,15 +93,17 @@ class Agent:
             return False
 
     def is_steered(self, *workloads: str) -> bool:
-        """All local workloads (or those named ``namespace/name``) are steered, and all workers ready."""
+        """All local workloads (or those named ``namespace/name``) are steered, brain and all workers ready."""
         try:
             status = self.status()
         except OSError:
             return False
         states = {item["workload"]: item["state"] for item in status["workloads"]}
-        ready = [p for p in status["processes"] if p["role"] == "worker" and p["state"] == "ready"]
+        ready = [p["role"] for p in status["processes"] if p["state"] == "ready"]
+        if "brain" not in ready or ready.count("worker") < self.workers:
+            return False  # before its first look a brain knows of no workload at all
         wanted = workloads or tuple(states)
-        return len(ready) >= self.workers and all(states.get(name) == "steered" for name in wanted)
+        return all(states.get(name) == "steered" for name in wanted)
 
     def wait_steered(self, *workloads: str, timeout: float = 30.0) -> None:
         try:

@@ -64,5 +64,10 @@ def canonical_ip(text: str) -> str:
     return str(address)
 
 
+def is_loopback(host: str) -> bool:
+    """Of a canonical address."""
+    return host.startswith("127.") or host == "::1"
+
+
 def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> SpiffeId:
     return SpiffeId(f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")

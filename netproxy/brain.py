@@ -193,6 +193,7 @@ class Brain:
         await self._configure()
         await self._reconcile()
         self._send("ready")
+        self.children = await self._ask("state")
         next_poll = time.monotonic() + self.settings.poll_s
         next_families = time.monotonic() + _FAMILIES_S
         while not self._stopping:
@@ -220,6 +221,7 @@ class Brain:
         try:
             seen = await self._loop.run_in_executor(self._reader, source.fingerprint, self.settings.config)
             if seen == self._fingerprint:
+                self.config_error = ""  # a folder that went away is back as it was
                 return
             context = Context(self.settings.node, vips=self._known_vips())
             snapshot = await self._loop.run_in_executor(self._reader, self._loader.load, context)

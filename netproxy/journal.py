@@ -23,8 +23,8 @@ class Journal:
         self._path = path
         self._node = node
         self.entries: dict[str, Entry] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError), open(path) as file:
-            self.entries = json.load(file)["workloads"]
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), open(path) as file:
+            self.entries = dict(json.load(file)["workloads"])
 
     def add(self, workload: str, entry: Entry) -> None:
         if self.entries.get(workload) != entry:

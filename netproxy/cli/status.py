@@ -54,7 +54,7 @@ def status(
     path = os.path.join(run_dir(run_root, node_name(node)), "admin.sock")
     try:
         found: dict[str, Any] = json.loads(fetch(path, "/status"))
-    except OSError as exc:
+    except (OSError, http.client.HTTPException, ValueError) as exc:
         typer.echo(f"netproxy: no answer on {path}: {exc}", err=True)
         raise typer.Exit(1) from None
     if output is Output.json:

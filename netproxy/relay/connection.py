@@ -44,6 +44,7 @@ from ..observe.record import Parties
 from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .exchange import (
+    authority_of,
     headers_for_match,
     path_of,
     problem,
@@ -381,11 +382,8 @@ class Exchange:
         state.outstanding += 1
         tls = mesh_identity(facts, self._choice)
         self._key = PoolKey(facts.workload, state.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
-        xfcc = b""
-        if facts.inbound and facts.peer:
-            xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
         assert self._queue is not None
-        self._queue.append(request_for_upstream(self._head, xfcc))
+        self._queue.append(self._request_head())
         timeout_s = self._choice.request_timeout_s
         if timeout_s:
             self._timer = self._services.loop.call_later(timeout_s, self._request_timeout, timeout_s)
@@ -408,6 +406,13 @@ class Exchange:
         if port is None:
             raise Refused(Reason.NO_ROUTE, f"service {facts.port.service} is gone", facts.port.service)
         return tables.route(port, path_of(self._head.target), headers_for_match(self._head.headers), facts.families)
+
+    def _request_head(self) -> RequestHead:
+        facts = self._connection.facts
+        xfcc = b""
+        if facts.inbound and facts.peer:
+            xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
+        return request_for_upstream(self._head, xfcc, authority_of(facts.dst.host, facts.dst.port))
 
     def _dial(self, timeout_s: float) -> None:
         assert self._key is not None
@@ -519,7 +524,7 @@ class Exchange:
                 case ResponseHead():
                     self._response_started = True
                     self._status = event.status
-                    self._connection.send(response_for_downstream(event))
+                    self._connection.send(response_for_downstream(event, from_agent=bool(self._key and self._key.tls)))
                 case Data():
                     self._moved_out += len(event.data)
                     self._connection.send(event)
@@ -550,11 +555,7 @@ class Exchange:
         """The upstream connection ended or broke before the response was complete."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None and upstream.reused and self._replayable and self._request_sent:
-            facts = self._connection.facts
-            xfcc = b""
-            if facts.inbound and facts.peer:
-                xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
-            self._queue = [request_for_upstream(self._head, xfcc), End(1)]
+            self._queue = [self._request_head(), End(1)]
             self._services.recorder.arena.count("upstream_replays")
             self._dial(self._services.tables.mesh.connect_timeout_s)
             return

@@ -7,8 +7,10 @@ Edits of a request (documented in docs, tested octet by octet):
 * an absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2); that of an
   OPTIONS request becomes ``*`` when it has neither path nor query (RFC 9112 section 3.2.4).
 * ``x-forwarded-client-cert`` goes; inbound with mesh TLS it is set from the verified certificate.
+* an HTTP/1.0 request without ``host`` gets the address that was dialled: what goes on is HTTP/1.1.
 
-Edits of a response: hop-by-hop fields go, ``x-netproxy-reason`` goes (only we may say that).
+Edits of a response: hop-by-hop fields go, ``x-netproxy-reason`` goes unless another agent said it (it arrived by mesh
+TLS; that agent has removed the application's).
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     return frozenset(tokens - _NEVER_NAMED)
 
 
-def request_for_upstream(head: RequestHead, xfcc: bytes = b"") -> RequestHead:
-    """The request as it goes on. `xfcc`: value of x-forwarded-client-cert, b"" for none."""
+def request_for_upstream(head: RequestHead, xfcc: bytes = b"", dialled: bytes = b"") -> RequestHead:
+    """The request as it goes on. `xfcc`: value of x-forwarded-client-cert, or b"". `dialled`: Host if there is none."""
     drops = _REQUEST_DROPS | _named_by_connection(head.headers)
     target, authority = origin_form(head.target)
     headers = [(name, value) for name, value in head.headers if name not in drops]
@@ -45,6 +47,8 @@ def request_for_upstream(head: RequestHead, xfcc: bytes = b"") -> RequestHead:
         headers = [(b"host", authority), *(h for h in headers if h[0] != b"host")]
         if head.method == b"OPTIONS" and head.target.endswith(b"://" + authority):
             target = b"*"
+    elif dialled and not any(name == b"host" for name, _ in headers):
+        headers.insert(0, (b"host", dialled))
     if any(name == b"te" and _wants_trailers(value) for name, value in head.headers):
         headers.append((b"te", b"trailers"))
     if xfcc:
@@ -56,8 +60,9 @@ def _wants_trailers(te: bytes) -> bool:
     return any(part.partition(b";")[0].strip().lower() == b"trailers" for part in te.split(b","))
 
 
-def response_for_downstream(head: ResponseHead) -> ResponseHead:
-    drops = _RESPONSE_DROPS | _named_by_connection(head.headers)
+def response_for_downstream(head: ResponseHead, *, from_agent: bool = False) -> ResponseHead:
+    """The response as it goes on. `from_agent`: what sent it is netproxy, not an application."""
+    drops = (_HOP_BY_HOP if from_agent else _RESPONSE_DROPS) | _named_by_connection(head.headers)
     return ResponseHead(1, head.status, [(name, value) for name, value in head.headers if name not in drops])
 
 
@@ -73,6 +78,12 @@ def origin_form(target: bytes) -> tuple[bytes, bytes]:
             path = rest[at:]
             return (path if octet == 0x2F else b"/" + path), rest[:at]
     return b"/", rest
+
+
+def authority_of(host: str, port: int) -> bytes:
+    """As in Host: IPv6 in brackets, without the default port."""
+    name = f"[{host}]" if ":" in host else host
+    return (name if port == 80 else f"{name}:{port}").encode()
 
 
 def path_of(target: bytes) -> str:

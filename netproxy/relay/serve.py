@@ -26,7 +26,7 @@ import struct
 
 from ..accept.listener import Accepted, detect
 from ..accept.sniff import Protocol
-from ..addr import OriginalDst, ServiceKey
+from ..addr import OriginalDst, ServiceKey, is_loopback
 from ..config.shard import AppProtocol, WorkloadShard
 from ..decide.route import Choice
 from ..errors import IdentityError, Reason, Refused, UpstreamError
@@ -56,7 +56,8 @@ class Server:
             services.recorder.arena.count("refused_connections", detail="UO" if shard else "NC")
             reset(accepted.sock)
             return
-        if accepted.dst is None:
+        if accepted.dst is None or (accepted.inbound and is_loopback(accepted.dst.host)):
+            # What comes in by lo is never steered: loopback is the inbound listener's own address, to dial it a loop.
             dst, reason = OriginalDst("", 0), Reason.LOOP
         else:
             dst, reason = accepted.dst, Reason.OK

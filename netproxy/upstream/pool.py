@@ -80,10 +80,11 @@ class Pool(Generic[C]):
     def remove(self, key: PoolKey, connection: C) -> bool:
         """An idle connection was closed by its peer. False when it was not idle here."""
         waiting = self._idle.get(key)
-        for item in waiting or ():
-            if item[1] is connection:
-                assert waiting is not None
-                waiting.remove(item)
+        if waiting is None:
+            return False
+        for index, (_, idle) in enumerate(waiting):
+            if idle is connection:
+                del waiting[index]
                 self.idle_count -= 1
                 if not waiting:
                     del self._idle[key]

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import random
-from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netproxy.decide.balance import WeightedCycle, pick
 
 weights = st.lists(st.one_of(st.integers(0, 10), st.integers(0, 1_000_000)), min_size=1, max_size=16)
+ROUNDING = 1e-6
 
 
-def harmonic(k: int) -> Fraction:
-    return sum((Fraction(1, i) for i in range(1, k + 1)), Fraction(0))
+def harmonic(k: int) -> float:
+    return sum(1 / i for i in range(1, k + 1))
 
 
 def counts(cycle: WeightedCycle, n: int) -> list[int]:
@@ -23,7 +23,8 @@ def counts(cycle: WeightedCycle, n: int) -> list[int]:
     return out
 
 
-@given(weights, st.integers(1, 300))
+@settings(deadline=None)
+@given(weights, st.integers(1, 200))
 def test_shares_are_exact_to_within_the_documented_bound(given: list[int], n: int) -> None:
     cycle = WeightedCycle(given)
     total = sum(given)
@@ -35,8 +36,8 @@ def test_shares_are_exact_to_within_the_documented_bound(given: list[int], n: in
     for done in range(1, n + 1):
         had[cycle.next()] += 1
         for weight, count in zip(given, had, strict=True):
-            ahead = count - Fraction(done * weight, total)
-            assert -(harmonic(k) - 1) <= ahead <= 1 - Fraction(1, k)
+            ahead = count - done * weight / total
+            assert 1 - harmonic(k) - ROUNDING <= ahead <= 1 - 1 / k + ROUNDING
 
 
 @given(weights, st.floats(0, 1, exclude_max=True), st.integers(1, 200))
@@ -46,7 +47,7 @@ def test_shares_from_the_middle_of_the_sequence(given: list[int], phase: float, 
         return
     k = sum(1 for weight in given if weight)
     for weight, count in zip(given, counts(WeightedCycle(given, phase), n), strict=True):
-        assert abs(count - Fraction(n * weight, total)) <= max(harmonic(k - 1), Fraction(0))
+        assert abs(count - n * weight / total) <= harmonic(k - 1) + ROUNDING
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.floats(0, 1, exclude_max=True))
@@ -60,11 +61,11 @@ def test_a_backend_can_be_more_than_one_behind() -> None:
     given = [100, 1, 7, 100]
     cycle = WeightedCycle(given)
     had = [0] * 4
-    worst = Fraction(0)
+    worst = 0.0
     for done in range(1, sum(given) + 1):
         had[cycle.next()] += 1
-        worst = min(worst, *(count - Fraction(done * w, 208) for w, count in zip(given, had, strict=True)))
-    assert Fraction(-11, 10) < worst < -1
+        worst = min(worst, *(count - done * w / 208 for w, count in zip(given, had, strict=True)))
+    assert -1.1 < worst < -1
 
 
 @pytest.mark.parametrize("given", [[], [0], [0, 0]])

@@ -4,7 +4,7 @@ import dataclasses
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netproxy.addr import ServiceKey, SpiffeId, WorkloadKey
@@ -107,7 +107,12 @@ def test_rules_in_order_and_none_that_matches() -> None:
     made = tables(service("web", rules=rules), service("a", A, vip="240.0.0.2"), service("b", B, vip="240.0.0.3"))
     port = made.ports[key("web"), 80]
     choice = made.route(port, "/a/x", {}, V4)
-    assert (choice.service, choice.endpoint.endpoint, choice.rule, choice.request_timeout_s) == (key("a"), A, "first", 2.5)
+    assert (choice.service, choice.endpoint.endpoint, choice.rule, choice.request_timeout_s) == (
+        key("a"),
+        A,
+        "first",
+        2.5,
+    )
     assert made.route(port, "/b", {}, V4).endpoint.endpoint == B
     made.put(service("web", rules=rules[:1]))
     with pytest.raises(Refused, match="no rule for /b of service shop/web:80") as caught:
@@ -292,10 +297,10 @@ ports = st.lists(
 def snapshots(draw: st.DrawFn) -> dict[str, Shard]:
     """Consistent: no address has two owners."""
     out: dict[str, Shard] = {}
-    vips = draw(st.permutations([f"240.0.0.{n}" for n in range(4)]))
+    vips = draw(st.permutations(["240.0.0.0", "240.0.0.1", "240.0.0.2"]))
     addresses = draw(st.permutations(["10.0.0.1", "10.0.0.2", "fd00::1"]))
-    for name in draw(st.sets(st.sampled_from("abc"))):
-        shard = ServiceShard("shop", name, (vips.pop(),) if draw(st.booleans()) else (), draw(ports))
+    for name in draw(st.sampled_from(("abc", "abc", "ab", "ac", "c", ""))):
+        shard = ServiceShard("shop", name, (vips.pop(),)[: draw(st.sampled_from((1, 1, 0)))], draw(ports))
         out[shard.key()] = shard
     for name in draw(st.sets(st.sampled_from("xy"))):
         identity = SpiffeId(f"spiffe://{name}")
@@ -315,10 +320,9 @@ def index(made: Tables) -> object:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(snapshots(), min_size=1, max_size=4), st.randoms(use_true_random=False))
-def test_tables_equal_those_built_from_scratch(
-    history: list[dict[str, Shard]], rng: random.Random
-) -> None:
+def test_tables_equal_those_built_from_scratch(history: list[dict[str, Shard]], rng: random.Random) -> None:
     made = tables()
     current: dict[str, Shard] = {}
     for snapshot in history:

@@ -358,7 +358,7 @@ async def turns(n: int = 6) -> None:
 
 
 def play(main: Callable[[], Coroutine[Any, Any, None]], reports: type[Exception] | None = None) -> None:
-    """Run on a loop of its own. Fails on whatever a callback or a task raises (but `reports`): the loop would log it."""
+    """Run on a loop of its own. Fails on what callbacks and tasks raise (but `reports`): the loop only logs it."""
     errors: list[dict[str, Any]] = []
 
     async def guarded() -> None:

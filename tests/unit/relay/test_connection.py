@@ -107,7 +107,9 @@ def test_trailers_and_chunks_pass_both_ways() -> None:
     async def main() -> None:
         world = World()
         client, _ = world.connect()
-        client.peer_sends(b"POST /web HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: 1\r\n\r\n")
+        client.peer_sends(
+            b"POST /web HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: 1\r\n\r\n"
+        )
         upstream = await world.accept()
         assert upstream.take_sent().endswith(b"3\r\nabc\r\n0\r\nx: 1\r\n\r\n")
         upstream.peer_sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nY: 2\r\n\r\n")
@@ -358,7 +360,9 @@ def test_close_without_an_answer_is_a_502(how: str) -> None:
     play(main)
 
 
-@pytest.mark.parametrize("answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"]
+)
 def test_a_malformed_answer_is_a_502(answer: bytes) -> None:
     async def main() -> None:
         world = World()
@@ -515,7 +519,9 @@ def test_what_may_have_been_done_is_not_done_again(request_: bytes) -> None:
     play(main)
 
 
-@pytest.mark.parametrize("octets", [b"H", b"HTTP/1.1 200 OK\r\ncontent-", b"HTTP/1.1 102 Processing\r\n\r\n", b"nonsense\n"])
+@pytest.mark.parametrize(
+    "octets", [b"H", b"HTTP/1.1 200 OK\r\ncontent-", b"HTTP/1.1 102 Processing\r\n\r\n", b"nonsense\n"]
+)
 def test_an_upstream_that_had_begun_to_answer_is_not_asked_again(octets: bytes) -> None:
     async def main() -> None:
         world = World()
@@ -765,7 +771,10 @@ def test_inbound_goes_to_the_original_destination_and_says_who_asks() -> None:
         assert world.dialer.dials[0].endpoint == EndpointAddr("10.0.0.9", 8080)
         assert world.dialer.dials[0].tls is None
         xfcc = f"By={world.shard.identity};Hash={'ab' * 32};URI={facts.peer}"
-        assert upstream.take_sent() == b"GET /x HTTP/1.1\r\nhost: web\r\nx-forwarded-client-cert: %s\r\n\r\n" % xfcc.encode()
+        assert (
+            upstream.take_sent()
+            == b"GET /x HTTP/1.1\r\nhost: web\r\nx-forwarded-client-cert: %s\r\n\r\n" % xfcc.encode()
+        )
         upstream.peer_sends(OK)
         entry = world.recorder.entries[0]
         assert entry.parties == ("destination", "shop/client", facts.peer, "shop/client", "")

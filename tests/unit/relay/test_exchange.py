@@ -9,6 +9,7 @@ import pytest
 from netproxy.codec.events import Headers, RequestHead, ResponseHead
 from netproxy.errors import Reason
 from netproxy.relay.exchange import (
+    authority_of,
     headers_for_match,
     origin_form,
     path_of,
@@ -23,34 +24,32 @@ def request(headers: Headers, target: bytes = b"/", xfcc: bytes = b"", method: b
     return request_for_upstream(RequestHead(7, method, target, headers, b"1.0"), xfcc)
 
 
+HOST = (b"host", b"a")
+LENGTH, CHUNKED, TRAILER = (b"content-length", b"3"), (b"transfer-encoding", b"chunked"), (b"trailer", b"x")
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ([(b"host", b"a"), (b"x-a", b"1"), (b"x-a", b"2")], [(b"host", b"a"), (b"x-a", b"1"), (b"x-a", b"2")]),
-        ([(b"host", b"a"), (b"connection", b"keep-alive"), (b"keep-alive", b"5")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"connection", b"X-A , x-b,,"), (b"x-a", b"1"), (b"x-b", b"2")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"connection", b"x-a"), (b"connection", b"x-b"), (b"x-b", b"2")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"upgrade", b"h2c"), (b"connection", b"upgrade")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"proxy-connection", b"close")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"te", b"gzip")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"te", b"xtrailers")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"te", b"gzip, Trailers;q=1"), (b"x", b"1")], [(b"host", b"a"), (b"x", b"1"), (b"te", b"trailers")]),
+        ([(b"x-a", b"1"), (b"x-a", b"2")], [(b"x-a", b"1"), (b"x-a", b"2")]),
+        ([(b"connection", b"keep-alive"), (b"keep-alive", b"5")], []),
+        ([(b"connection", b"X-A , x-b,,"), (b"x-a", b"1"), (b"x-b", b"2")], []),
+        ([(b"connection", b"x-a"), (b"connection", b"x-b"), (b"x-b", b"2")], []),
+        ([(b"upgrade", b"h2c"), (b"connection", b"upgrade")], []),
+        ([(b"proxy-connection", b"close")], []),
+        ([(b"te", b"gzip")], []),
+        ([(b"te", b"xtrailers")], []),
+        ([(b"te", b"gzip, Trailers;q=1"), (b"x", b"1")], [(b"x", b"1"), (b"te", b"trailers")]),
         # What follows depends on these, so nobody can have them removed.
-        (
-            [(b"host", b"a"), (b"connection", b"host, content-length, trailer"), (b"content-length", b"3"), (b"trailer", b"x")],
-            [(b"host", b"a"), (b"content-length", b"3"), (b"trailer", b"x")],
-        ),
-        (
-            [(b"host", b"a"), (b"connection", b"transfer-encoding"), (b"transfer-encoding", b"chunked")],
-            [(b"host", b"a"), (b"transfer-encoding", b"chunked")],
-        ),
-        ([(b"host", b"a"), (b"x-forwarded-client-cert", b"By=me"), (b"x-forwarded-client-cert", b"too")], [(b"host", b"a")]),
-        ([(b"host", b"a"), (b"authorization", b"b"), (b"cookie", b"c")], [(b"host", b"a"), (b"authorization", b"b"), (b"cookie", b"c")]),
-        ([(b"host", b"a"), (b"x-netproxy-reason", b"UF")], [(b"host", b"a"), (b"x-netproxy-reason", b"UF")]),
+        ([(b"connection", b"host, content-length, trailer"), LENGTH, TRAILER], [LENGTH, TRAILER]),
+        ([(b"connection", b"transfer-encoding"), CHUNKED], [CHUNKED]),
+        ([(b"x-forwarded-client-cert", b"By=me"), (b"x-forwarded-client-cert", b"too")], []),
+        ([(b"authorization", b"b"), (b"cookie", b"c")], [(b"authorization", b"b"), (b"cookie", b"c")]),
+        ([(b"x-netproxy-reason", b"UF")], [(b"x-netproxy-reason", b"UF")]),
     ],
-)  # fmt: skip
+)
 def test_request_headers(before: Headers, after: Headers) -> None:
-    assert request(before) == RequestHead(1, b"GET", b"/", after, b"1.1")
+    assert request([HOST, *before]) == RequestHead(1, b"GET", b"/", [HOST, *after], b"1.1")
 
 
 def test_the_certificate_header_is_ours_alone() -> None:
@@ -152,7 +151,30 @@ def test_problem_says_no_more_than_it_knows() -> None:
     head, body = problem(Reason.DOWNSTREAM_PROTOCOL, "", "", (), 505)
     assert head.status == 505
     assert set(json.loads(body)) == {"type", "title", "status", "reason"}
-    _, body = problem(Reason.NO_ROUTE, "é\n\"" * 5000, "", ())
+    _, body = problem(Reason.NO_ROUTE, 'é\n"' * 5000, "", ())
     assert body.isascii()
     assert body.count(b"\n") == 1
     assert len(json.loads(body)["detail"]) == 1000
+
+
+def test_a_missing_host_is_what_was_dialled() -> None:
+    """HTTP/1.0 may leave it out, the HTTP/1.1 that goes on may not."""
+    head = RequestHead(1, b"GET", b"/", [(b"x", b"1")], b"1.0")
+    assert request_for_upstream(head, dialled=b"web:81").headers == [(b"host", b"web:81"), (b"x", b"1")]
+    named = head._replace(headers=[HOST])
+    assert request_for_upstream(named, dialled=b"web:81").headers == [HOST]
+    absolute = head._replace(target=b"http://h/")
+    assert request_for_upstream(absolute, dialled=b"web:81").headers == [(b"host", b"h"), (b"x", b"1")]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "authority"),
+    [("10.0.0.1", 80, b"10.0.0.1"), ("10.0.0.1", 81, b"10.0.0.1:81"), ("::1", 80, b"[::1]"), ("::1", 81, b"[::1]:81")],
+)
+def test_authority_of(host: str, port: int, authority: bytes) -> None:
+    assert authority_of(host, port) == authority
+
+
+def test_the_reason_of_another_agent_stays() -> None:
+    head = ResponseHead(1, 503, [(b"x-netproxy-reason", b"UF"), (b"connection", b"x"), (b"x", b"1")])
+    assert response_for_downstream(head, from_agent=True).headers == [(b"x-netproxy-reason", b"UF")]

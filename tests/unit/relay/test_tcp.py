@@ -188,9 +188,7 @@ def test_a_stream_that_was_lost_before_the_relay_began() -> None:
         await turns()
         state = world.port.endpoints[0]
         state.outstanding += 1
-        TcpRelay(
-            down, up, world.services, facts=world.facts(), endpoint=state, parties=PARTIES, security="none"
-        )
+        TcpRelay(down, up, world.services, facts=world.facts(), endpoint=state, parties=PARTIES, security="none")
         await turns()
         assert up.was_reset
         assert state.outstanding == 0

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from netproxy.admin import Admin
+from netproxy.arena import ArenaReader, ArenaWriter, size
+from netproxy.observe.metrics import Condition
+from netproxy.settings import NodeSettings
+
+
+class Source:
+    def __init__(self) -> None:
+        fd = os.memfd_create("arena")
+        os.ftruncate(fd, size(1))
+        self.writer = ArenaWriter(fd, 0, 1)
+        self.arena = ArenaReader(fd, 1)
+        os.close(fd)
+        self.health = (True, "ok")
+
+    def condition(self) -> Condition:
+        return Condition("node-a", {}, {}, 0, {}, {}, True, 0.0)
+
+    def healthy(self) -> tuple[bool, str]:
+        return self.health
+
+    def status(self) -> dict[str, Any]:
+        return {"healthy": self.health[0], "node": "node-a"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[NodeSettings]:
+    yield NodeSettings("node-a", "", str(tmp_path), "", "", admin_port=0, metrics_port=0)
+
+
+def run(settings: NodeSettings, main: Callable[[aiohttp.ClientSession, Source], Coroutine[Any, Any, None]]) -> None:
+    async def served() -> None:
+        source = Source()
+        admin = Admin(source, settings)
+        await admin.start()
+        try:
+            connector = aiohttp.UnixConnector(settings.admin_socket)
+            async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
+                await main(session, source)
+        finally:
+            await admin.stop()
+        assert not os.path.exists(settings.admin_socket)
+
+    asyncio.run(served())
+
+
+def test_health(settings: NodeSettings) -> None:
+    async def main(session: aiohttp.ClientSession, source: Source) -> None:
+        async with session.get("/healthz") as response:
+            assert (response.status, await response.text()) == (200, "ok\n")
+        source.health = (False, "no worker is ready")
+        async with session.get("/healthz") as response:
+            assert (response.status, await response.text()) == (503, "no worker is ready\n")
+
+    run(settings, main)
+
+
+def test_metrics_are_those_of_the_moment(settings: NodeSettings) -> None:
+    async def main(session: aiohttp.ClientSession, source: Source) -> None:
+        for number in (1, 2):
+            source.writer.count("x")
+            async with session.get("/metrics") as response:
+                assert response.status == 200
+                assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+                assert f'netproxy_events_total{{detail="",event="x"}} {number}.0\n' in await response.text()
+
+    run(settings, main)
+
+
+def test_status_and_what_does_not_exist(settings: NodeSettings) -> None:
+    async def main(session: aiohttp.ClientSession, _source: Source) -> None:
+        async with session.get("/status") as response:
+            assert await response.json() == {"healthy": True, "node": "node-a"}
+        async with session.get("/secret") as response:
+            assert response.status == 404
+        async with session.post("/status") as response:
+            assert response.status == 405
+
+    run(settings, main)
+
+
+def test_the_socket_is_ours_alone_and_replaces_an_old_one(settings: NodeSettings) -> None:
+    Path(settings.admin_socket).write_text("left by another")
+
+    async def main(_session: aiohttp.ClientSession, _source: Source) -> None:
+        mode = os.stat(settings.admin_socket).st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+
+    run(settings, main)
