@@ -31,10 +31,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .channel import MAX_FDS, VERSION, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
+from .holder import Holder, release
 from .settings import ARENA_ROWS, NodeSettings
 
 WORKER_GRACE_S = 2.0
@@ -84,7 +86,8 @@ class Attached:
     netns_fd: int
     spec: dict[str, Any]
     listeners: dict[int, list[tuple[str, int, int]]] = field(default_factory=dict)
-    owner_fd: int = -1
+    owner: Holder | None = None
+    """Of the netlink socket that owns the table, under failure policy ``open``."""
     policy: str = "open"
     waiting: set[int] = field(default_factory=set)
     """Slots whose `listening` the brain waits for, and its request."""
@@ -328,12 +331,10 @@ class Supervisor:
             _close_all(item.listeners.pop(slot, []))
         if any(c.role == "worker" and c.state == "ready" for c in self.children.values()):
             return
-        released = [key for key, item in self.attached.items() if item.owner_fd >= 0]
-        for key in released:
-            _log(f"no worker for {WORKER_GRACE_S:g} s: steering of {key} released (failure policy open)")
-            os.close(self.attached[key].owner_fd)
-            self.attached[key].owner_fd = -1
+        released = [key for key, item in self.attached.items() if item.owner is not None]
         if released:
+            _log(f"no worker for {WORKER_GRACE_S:g} s: steering released (failure policy open): {', '.join(released)}")
+            self._disown(self.attached[key] for key in released)
             # It can't be put back before a worker is ready, but until then the brain must not call it steered.
             self._to_brain("resteer", body=json.dumps(released).encode())
 
@@ -372,7 +373,7 @@ class Supervisor:
             self._send(old, "drain", deadline_s=self.settings.drain_s)
         self._next_upgrade()
         if child.role == "worker":
-            released = [k for k, item in self.attached.items() if item.owner_fd < 0 and item.policy == "open"]
+            released = [k for k, item in self.attached.items() if item.owner is None and item.policy == "open"]
             if released:
                 self._to_brain("resteer", body=json.dumps(released).encode())
         if self.slots and all(self._ready(role, slot) for role, slot in self.slots):
@@ -462,9 +463,9 @@ class Supervisor:
         item = self.attached.get(message.fields["workload"])
         if item is None:
             return
-        old, item.owner_fd = item.owner_fd, message.fds.pop() if message.fds else -1
-        if old >= 0:
-            os.close(old)
+        old, item.owner = item.owner, Holder(message.fds.pop()) if message.fds else None
+        if old is not None:
+            release([old])
 
     def _brain_detach(self, _child: Child, message: Message) -> None:
         self._detach(message.fields["workload"], abort=True)
@@ -479,7 +480,7 @@ class Supervisor:
             "pid": os.getpid(),
             "attached": {
                 key: {
-                    "owned": item.owner_fd >= 0,
+                    "owned": item.owner is not None,
                     "policy": item.policy,
                     "slots": sorted(item.listeners),
                     **_ns_id(item),
@@ -578,9 +579,16 @@ class Supervisor:
                 self._send(child, "unlisten", workload=key, abort=abort)
         for sockets in item.listeners.values():
             _close_all(sockets)
-        if item.owner_fd >= 0:
-            os.close(item.owner_fd)
+        self._disown([item])
         os.close(item.netns_fd)
+
+    @staticmethod
+    def _disown(items: Iterable[Attached]) -> None:
+        """Close what owns their tables: the rules are gone when this returns."""
+        items = list(items)
+        release(item.owner for item in items if item.owner is not None)
+        for item in items:
+            item.owner = None
 
     # -- stop ---------------------------------------------------------------------------------------
 
@@ -617,10 +625,7 @@ class Supervisor:
 
         What was accepted or waits in a queue is still served, then the workers go.
         """
-        for key, item in self.attached.items():
-            if key not in workloads and item.owner_fd >= 0:
-                os.close(item.owner_fd)
-                item.owner_fd = -1
+        self._disown(item for key, item in self.attached.items() if key not in workloads)
         self.stopping = "drain"
         self.stop_deadline = time.monotonic() + self.settings.drain_s + 5.0
         workers = [c for c in self.children.values() if c.role == "worker"]
@@ -645,9 +650,7 @@ class Supervisor:
             for sockets in item.listeners.values():
                 _close_all(sockets)
             item.listeners.clear()
-            if item.owner_fd >= 0:
-                os.close(item.owner_fd)
-                item.owner_fd = -1
+        self._disown(self.attached.values())
         brains = [c for c in self.children.values() if c.role == "brain"]
         self.stop_deadline = time.monotonic() + 10.0
         for child in brains:
@@ -674,7 +677,7 @@ class Supervisor:
                     item.netns_fd,
                     item.spec,
                     {str(s): v for s, v in item.listeners.items()},
-                    item.owner_fd,
+                    -1 if item.owner is None else item.owner.duplicate(),
                     item.policy,
                 ]
                 for key, item in self.attached.items()
@@ -700,6 +703,9 @@ class Supervisor:
             os.close(fd)
             for number in _descriptors(state):
                 os.set_inheritable(number, False)
+            for _, _, _, _, owner_fd, _ in state["attached"]:
+                if owner_fd >= 0:
+                    os.close(owner_fd)  # its holder lives on
 
     def _resume(self) -> bool:
         text = os.environ.pop(_TAKEOVER, "")
@@ -714,7 +720,7 @@ class Supervisor:
         self.lock_fd = state["lock"]
         for key, netns_fd, spec, listeners, owner_fd, policy in state["attached"]:
             slots = {int(s): [(kind, family, number) for kind, family, number in v] for s, v in listeners.items()}
-            self.attached[key] = Attached(netns_fd, spec, slots, owner_fd, policy)
+            self.attached[key] = Attached(netns_fd, spec, slots, Holder(owner_fd) if owner_fd >= 0 else None, policy)
         self.shards = {key: (version, body.encode()) for key, version, body in state["shards"]}
         for role, slot, pid, pidfd, channel_fd, child_state in state["children"]:
             channel = Channel(socket.socket(fileno=channel_fd))

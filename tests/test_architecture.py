@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
 REDIRECT_USERS = ("netproxy.brain", "netproxy.cli")
 """Modules and packages of netproxy that may steer."""
 
-SUPERVISOR_LOADS = {"netproxy", "netproxy.supervisor", "netproxy.channel", "netproxy.settings"}
+SUPERVISOR_LOADS = {"netproxy", "netproxy.supervisor", "netproxy.channel", "netproxy.holder", "netproxy.settings"}
 """All of the project that the supervisor may load; apart from it, the standard library only."""
 
 PURE = (

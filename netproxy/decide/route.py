@@ -147,7 +147,8 @@ class Tables:
             kept = {e: states.get(e) or self._direct.get(e) or EndpointState(e) for e in spec.endpoints}
             table = PortTable(key, spec, kept)
             if old is not None:
-                table.cycles = old.cycles
+                names = {rule.name for rule in spec.rules or ()}
+                table.cycles = {name: cycle for name, cycle in old.cycles.items() if name in names}
             self.ports[key, spec.port] = table
             for vip in shard.vips:
                 self._by_vip[vip, spec.port] = table

@@ -72,6 +72,7 @@ class TcpRelay:
         self._security = security
         self._endpoint = endpoint
         self._done = False
+        self._open_sides = 2
         self._last = services.now()
         self._down = _Side(self, downstream)
         self._up = _Side(self, upstream)
@@ -87,6 +88,9 @@ class TcpRelay:
         return f"<TcpRelay {self._parties.source_workload} -> {self._parties.destination_workload}>"
 
     def side_closed(self, side: _Side, exc: Exception | None) -> None:
+        self._open_sides -= 1
+        if not self._open_sides:
+            self._services.live.discard(self)
         if side.ended and side.peer.ended and exc is None:
             self.finish(Reason.OK)
         else:
@@ -96,8 +100,8 @@ class TcpRelay:
         if self._done:
             return
         self._done = True
+        self._last = self._services.now()
         self._endpoint.outstanding -= 1
-        self._services.live.discard(self)
         self._services.recorder.gone()
         moved = (self._down.moved, self._up.moved)
         self._services.recorder.connection_closed(self._parties, self._security, reason, moved)
@@ -111,6 +115,12 @@ class TcpRelay:
                 side.stream.abort()
 
     def check(self, now: float) -> None:
+        if self._done:
+            # All was said, but somebody does not read it: the queue must not live for ever.
+            if now - self._last >= self._services.tables.mesh.idle_timeout_s:
+                self._down.stream.abort()
+                self._up.stream.abort()
+            return
         shard = self._services.tables.workloads.get(self.workload)
         if shard is not None and must_be_mesh_tls(self._facts, shard):
             # The policy changed under us: of the connections that exist it ends just those that it denies.
@@ -127,3 +137,5 @@ class TcpRelay:
 
     def abort(self) -> None:
         self.finish(Reason.DRAINING)
+        self._down.stream.abort()
+        self._up.stream.abort()
