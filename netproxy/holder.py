@@ -20,13 +20,14 @@ from collections.abc import Iterable
 _CLONE_FILES = 0x400
 _STACK = 128 * 1024
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None)
 
 
 class Holder:
-    """Takes `fd` over, also when this raises OSError. It is open until `release`, and open nowhere else."""
+    """Takes `fd` over: it is open until `release`, and open nowhere else. Without a thread for it, it stays here."""
 
     def __init__(self, fd: int) -> None:
+        self._here = -1
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._thread = threading.Thread(target=_hold, args=(fd, theirs.fileno()), name="holder", daemon=True)
         threading.stack_size(_STACK)
@@ -34,19 +35,24 @@ class Holder:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
-            answer = self._ours.recv(16)
+            held = self._ours.recv(16) == b"held"
+        except RuntimeError:  # no thread can be started
+            held = False
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
+        if held:
             os.close(fd)
-        if answer != b"held":
-            self._ours.close()
-            raise OSError(int(answer), f"unshare: {os.strerror(int(answer))}")
+        else:
+            self._here = fd
 
     def duplicate(self) -> int:
         """Of the descriptor, in this thread's table. The caller closes it."""
+        if self._here >= 0:
+            return os.dup(self._here)
         self._ours.send(b"?")
-        _, (fd,), _, _ = socket.recv_fds(self._ours, 16, 1, socket.MSG_CMSG_CLOEXEC)
+        _, (fd,), _, _ = socket.recv_fds(self._ours, 16, 1)
+        os.set_inheritable(fd, False)  # recv_fds of Python 3.11 ignores its flags
         return fd
 
 
@@ -55,14 +61,16 @@ def release(holders: Iterable[Holder]) -> None:
     leaving = list(holders)
     for holder in leaving:
         holder._ours.close()
+        if holder._here >= 0:
+            os.close(holder._here)
     for holder in leaving:
-        holder._thread.join()
+        if holder._here < 0:
+            holder._thread.join()
 
 
 def _hold(fd: int, channel: int) -> None:
     if _libc.unshare(_CLONE_FILES):
-        # Both descriptors are the caller's.
-        os.write(channel, str(ctypes.get_errno()).encode())
+        os.write(channel, b"no")  # both descriptors are the caller's
         return
     # From here on this thread's descriptors are its own. Nothing of the others may live on in them.
     for entry in os.listdir("/proc/thread-self/fd"):

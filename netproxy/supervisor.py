@@ -663,7 +663,7 @@ class Supervisor:
     def _upgrade(self) -> None:
         """Execute the (possibly new) program in this very process; children and descriptors stay."""
         _log("upgrade: executing anew")
-        state = {
+        state: dict[str, Any] = {
             "arena": self.arena_fd,
             "lock": self.lock_fd,
             "children": [

@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "channel": {"errors", "settings"},
     "child": {"channel", "settings"},
     "errors": set(),
+    "holder": set(),
     "journal": {"errors"},
     "settings": set(),
     "stream": set(),

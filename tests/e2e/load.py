@@ -170,7 +170,7 @@ class Load:
 # -- the program ---------------------------------------------------------------------------------------------
 
 LIMIT_S = 90.0
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 6.0
 _PAUSE_S = {"fresh": 0.03, "kept": 0.06}
 stopping = threading.Event()
 

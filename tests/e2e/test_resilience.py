@@ -350,7 +350,10 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_a_killed_agent_leaves_open_workloads_direct(mesh_of: MeshOf) -> None:
+    """However many there are: tables are closed side by side, not one after the other."""
     scene = Scene(mesh_of(workers=2))
+    for number in range(19):
+        scene.mesh.pod(f"idle-{number}", 0)
     scene.mesh.start()
     agent, client = scene.agent, scene.client
     with scene.to_pod(fresh=4, kept=2) as load:
@@ -494,6 +497,20 @@ def test_signals_while_the_supervisor_executes_itself_are_kept(mesh_of: MeshOf) 
         for _ in range(5):
             os.kill(supervisor(agent), signal.SIGUSR2)
         load.wait_ok(20)
+        assert agent.stop() == 0
+        load.wait_ok(20, via=("proxy", "direct"))
+        all_ok(load.stop())
+    assert tables(client) == []
+    assert vip_routes(client) == []
+
+
+def test_a_stop_just_after_the_death_of_the_brain_is_as_gentle(mesh_of: MeshOf) -> None:
+    """Only a brain can take rules off without harm to what is under way: the stop waits for the next one."""
+    scene = Scene(mesh_of())
+    scene.mesh.start()
+    agent, client = scene.agent, scene.client
+    with scene.to_pod() as load:
+        os.kill(brain_of(agent), signal.SIGKILL)
         assert agent.stop() == 0
         load.wait_ok(20, via=("proxy", "direct"))
         all_ok(load.stop())
