@@ -90,9 +90,10 @@ class Listener:
 
 
 async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
-    """Sniff without consuming. None: silent for `timeout_s`. Raises OSError when the client is gone.
+    """Sniff without consuming. Raises OSError when the client is gone.
 
-    A client that sent something undecidable and then nothing more is OPAQUE, as is one that ended its stream.
+    None: silent for `timeout_s`, or what it sent until then could still become anything. OPAQUE also for a client that
+    ended its stream.
     """
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] | None = None
@@ -126,7 +127,7 @@ async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
                     reading = True
                 await ready
     except TimeoutError:
-        return Protocol.OPAQUE if seen else None
+        return None
     finally:
         if reading:
             loop.remove_reader(sock.fileno())

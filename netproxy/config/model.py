@@ -620,6 +620,7 @@ class MeshConfigSpec(_Model):
     header_timeout: PositiveDuration | None = None
     idle_timeout: PositiveDuration | None = None
     connect_timeout: PositiveDuration | None = None
+    handshake_timeout: PositiveDuration | None = None
     pool_idle_timeout: PositiveDuration | None = None
     tcp_idle_timeout: PositiveDuration | None = None
     drain_timeout: Duration = 45.0

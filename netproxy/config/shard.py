@@ -154,7 +154,10 @@ class MeshShard:
     header_timeout_s: float = 15.0
     idle_timeout_s: float = 300.0
     connect_timeout_s: float = 1.0
-    pool_idle_s: float = 30.0
+    handshake_timeout_s: float = 10.0
+    """Of mesh TLS, after the connection is there: the peer is alive, but may be busy."""
+    pool_idle_s: float = 4.0
+    """Below the 5 s after which common servers close an idle connection, so that we seldom meet them closing."""
     tcp_idle_timeout_s: float = 3600.0
     max_head_bytes: int = 64 * 1024
     max_headers: int = 256

@@ -313,6 +313,7 @@ class _Build:
             "header_timeout_s": spec.header_timeout,
             "idle_timeout_s": spec.idle_timeout,
             "connect_timeout_s": spec.connect_timeout,
+            "handshake_timeout_s": spec.handshake_timeout,
             "pool_idle_s": spec.pool_idle_timeout,
             "tcp_idle_timeout_s": spec.tcp_idle_timeout,
             "max_head_bytes": spec.max_head_bytes,

@@ -303,6 +303,10 @@ class HttpConnection:
             self.stream.abort()
         return head.status
 
+    def announce_close(self) -> None:
+        """The next response head says ``connection: close``."""
+        self._engine.goaway()
+
     def linger(self) -> None:
         """Close so that the client can read what we said even while it is still sending (RFC 9112 section 9.6)."""
         if self.stream.closing or self._linger_until:
@@ -369,7 +373,7 @@ class Exchange:
     # -- decide and connect -------------------------------------------------------------------------
 
     def start(self) -> None:
-        facts, tables = self._connection.facts, self._services.tables
+        facts = self._connection.facts
         if self._head.method == b"CONNECT":
             self._refuse(Reason.NOT_IMPLEMENTED, "CONNECT is not supported yet")
             return
@@ -393,7 +397,7 @@ class Exchange:
         if kept is not None:
             self._open(kept)
         else:
-            self._dial(tables.mesh.connect_timeout_s)
+            self._dial()
 
     def _decide(self) -> Choice:
         facts, tables = self._connection.facts, self._services.tables
@@ -414,13 +418,13 @@ class Exchange:
             xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
         return request_for_upstream(self._head, xfcc, authority_of(facts.dst.host, facts.dst.port))
 
-    def _dial(self, timeout_s: float) -> None:
+    def _dial(self) -> None:
         assert self._key is not None
         if not self._services.pool.reserve(self._key):
             self._fail(Reason.OVERLOADED, f"{self._key.endpoint}: as many connections as allowed are open")
             return
         self._connection.hold(_CONNECTING, True)
-        self._task = self._services.loop.create_task(self._dialled(timeout_s))
+        self._task = self._services.loop.create_task(self._dialled())
         self._task.add_done_callback(self._dial_ended)
 
     def _dial_ended(self, task: asyncio.Task[None]) -> None:
@@ -428,12 +432,12 @@ class Exchange:
         if task.cancelled() and self._key is not None:
             self._services.pool.closed(self._key)
 
-    async def _dialled(self, timeout_s: float) -> None:
+    async def _dialled(self) -> None:
         key, choice = self._key, self._choice
         assert key is not None and choice is not None
         facts = self._connection.facts
         try:
-            stream = await dial(self._services, facts, choice, key.endpoint, timeout_s, ALPN_HTTP1)
+            stream = await dial(self._services, facts, choice, key.endpoint, ALPN_HTTP1)
         except UpstreamError as exc:
             self._services.pool.closed(key)
             self._task = None
@@ -523,6 +527,9 @@ class Exchange:
             match event:
                 case ResponseHead():
                     self._response_started = True
+                    if not self._request_sent:
+                        # An early answer ends the connection, since the rest of the body is not wanted: say so.
+                        self._connection.announce_close()
                     self._status = event.status
                     self._connection.send(response_for_downstream(event, from_agent=bool(self._key and self._key.tls)))
                 case Data():
@@ -557,7 +564,7 @@ class Exchange:
         if upstream is not None and upstream.reused and self._replayable and self._request_sent:
             self._queue = [self._request_head(), End(1)]
             self._services.recorder.arena.count("upstream_replays")
-            self._dial(self._services.tables.mesh.connect_timeout_s)
+            self._dial()
             return
         self._fail(reason, detail)
 
@@ -750,14 +757,13 @@ def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:
     return endpoint.identity
 
 
-async def dial(
-    services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, timeout_s: float, alpn: str
-) -> Stream:
+async def dial(services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, alpn: str) -> Stream:
     """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError."""
     theirs = mesh_identity(facts, choice)
     tls = (facts.shard.identity, theirs, alpn) if theirs is not None else None
-    high_water = services.tables.mesh.buffer_bytes
-    return await services.dialer.dial(facts.workload, endpoint, timeout_s, tls=tls, high_water=high_water)
+    mesh = services.tables.mesh
+    timeouts_s = (mesh.connect_timeout_s, mesh.handshake_timeout_s)
+    return await services.dialer.dial(facts.workload, endpoint, timeouts_s, tls=tls, high_water=mesh.buffer_bytes)
 
 
 def parties(facts: Facts, services: Services, choice: Choice | None) -> Parties:

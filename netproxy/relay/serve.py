@@ -147,7 +147,7 @@ class Server:
             if svid is None:
                 raise IdentityError(f"no certificate for {facts.shard.identity} yet")
             secured = TlsStream(stream, self._contexts.server(svid), server_side=True)
-            await secured.wait_handshake(self._services.tables.mesh.header_timeout_s)
+            await secured.wait_handshake(self._services.tables.mesh.handshake_timeout_s)
             verifier = SpiffeVerifier(self._services.tables.mesh.trust_domain)
             facts.peer = verifier.identity(secured.peer_certificate_der())
             facts.peer_sha256 = secured.peer_sha256() or ""
@@ -170,10 +170,9 @@ class Server:
             else:
                 choice = Choice(ServiceKey(""), services.tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
             state = choice.endpoint
-            timeout_s = services.tables.mesh.connect_timeout_s
             state.outstanding += 1
             try:
-                upstream = await dial(services, facts, choice, state.addr, timeout_s, ALPN_TCP)
+                upstream = await dial(services, facts, choice, state.addr, ALPN_TCP)
             except BaseException:
                 state.outstanding -= 1
                 raise

@@ -132,39 +132,41 @@ class Dialer:
         self,
         workload: WorkloadKey,
         endpoint: EndpointAddr,
-        timeout_s: float,
+        timeouts_s: tuple[float, float],
         *,
         tls: tuple[SpiffeId, SpiffeId, str] | None = None,
         high_water: int = 256 * 1024,
     ) -> Stream:
         """A connected stream (its `sink` is still to be set, reading is paused).
 
-        `tls`: (our identity, the identity the endpoint must have, ALPN protocol). Raises UpstreamError with
-        CONNECT_FAILED, CONNECT_TIMEOUT, IDENTITY_MISMATCH or OVERLOADED; OSError never.
+        `timeouts_s`: for the connection, and for the TLS handshake after it. `tls`: (our identity, the identity the
+        endpoint must have, ALPN protocol). Raises UpstreamError with CONNECT_FAILED, CONNECT_TIMEOUT,
+        IDENTITY_MISMATCH or OVERLOADED; OSError never.
         """
         loop = asyncio.get_running_loop()
         sock = await self._stock.take(workload, 6 if ":" in endpoint.host else 4)
+        connect_s, handshake_s = timeouts_s
         stream: Stream | None = None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(connect_s):
                 await loop.sock_connect(sock, (endpoint.host, endpoint.port))
-                stream = await connected(loop, sock, None, high_water=high_water)
-                stream.pause_reading()
-                if tls is None:
-                    return stream
-                mine, theirs, alpn = tls
-                svid = self._svid(mine)
-                if svid is None:
-                    raise IdentityError(f"no certificate for {mine} yet")
-                secured = TlsStream(stream, self._contexts.client(svid, (alpn,)), server_side=False)
-                stream = secured
-                await secured.wait_handshake(timeout_s)
-                require_identity(secured, (theirs,))
-                secured.pause_reading()
-                return secured
+            stream = await connected(loop, sock, None, high_water=high_water)
+            stream.pause_reading()
+            if tls is None:
+                return stream
+            mine, theirs, alpn = tls
+            svid = self._svid(mine)
+            if svid is None:
+                raise IdentityError(f"no certificate for {mine} yet")
+            secured = TlsStream(stream, self._contexts.client(svid, (alpn,)), server_side=False)
+            stream = secured
+            await secured.wait_handshake(handshake_s)
+            require_identity(secured, (theirs,))
+            secured.pause_reading()
+            return secured
         except TimeoutError:
             self._discard(sock, stream)
-            raise UpstreamError(Reason.CONNECT_TIMEOUT, f"{endpoint}: no connection within {timeout_s:g} s") from None
+            raise UpstreamError(Reason.CONNECT_TIMEOUT, f"{endpoint}: no connection within {connect_s:g} s") from None
         except IdentityError as exc:
             self._discard(sock, stream)
             raise UpstreamError(Reason.IDENTITY_MISMATCH, f"{endpoint}: {exc}") from exc

@@ -69,8 +69,6 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         ]
         mesh.put(
             mesh.service("web", {"app": "web"}, [VIP], ports),
-            # 200 handshakes at once, between downloads that take all of a worker, need more than the usual second.
-            mesh.mesh_config(connectTimeout="15s"),
         )
         mesh.serve(server, "origin", "8080", str(mesh.stage.folder / "web.journal"), "web", "quiet")
         mesh.serve(server, "opaque", "9000", str(mesh.stage.folder / "tcp.journal"), "both", str(GIB), port=9000)

@@ -312,6 +312,7 @@ spec:
   headerTimeout: 3s
   idleTimeout: 4s
   connectTimeout: 500ms
+  handshakeTimeout: 5s
   poolIdleTimeout: 6s
   tcpIdleTimeout: 7s
   drainTimeout: 8s
@@ -323,15 +324,15 @@ spec:
     second = "apiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata:\n  name: a\n"
     snapshot = build(text, second, attached("a", "10.0.0.1"), service("x", "{port: 80}"))
     assert snapshot.mesh == MeshShard(
-        "example.org", "deny", (80, 9000), 2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 2048, 10, 11, 8192
+        "example.org", "deny", (80, 9000), 2.0, 3.0, 4.0, 0.5, 5.0, 6.0, 7.0, 2048, 10, 11, 8192
     )
-    assert len(dataclasses.fields(MeshShard)) == 13, "a new knob needs a field of MeshConfig"
+    assert len(dataclasses.fields(MeshShard)) == 14, "a new knob needs a field of MeshConfig"
     assert snapshot.drain_timeout_s == 8
     assert snapshot.local_workloads[0].failure_policy == "closed"
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:24: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:25: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
 
