@@ -121,7 +121,8 @@ class Stage:
         self.nodes.append(node)
         with IPRoute(netns=node.netns) as ip:
             _up(ip, "lo")
-            ip.link("add", ifname="br0", kind="bridge")
+            # A fixed address: else it is that of some port, and changes for all pods when that one goes.
+            ip.link("add", ifname="br0", kind="bridge", address=f"02:80:00:00:00:{number:02x}")
             bridge = _index(ip, "br0")
             for family, address, length in ((4, f"10.80.{number}.254", 24), (6, f"fd80:{number}::fe", 64)):
                 if family in self.families:

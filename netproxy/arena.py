@@ -1,12 +1,13 @@
 """Counters that several processes share: one memfd, mapped by the supervisor's children.
 
-Every row has one writer (a worker), the brain sums them. Little-endian u64 cells, 8-aligned::
+Every region has one writer, the brain sums them. A worker has two: while one drains, the one that replaces it
+(upgrade) uses the other. The supervisor zeroes the gauges of a process that ended. Little-endian u64 cells, 8-aligned::
 
-    0      header: magic, version, workers, rows per worker
-    4096   region of worker 0: u64 row count, 511 gauges     (4096 octets)
+    0      header: magic, version, regions, rows per region
+    4096   region 0: u64 row count, 511 gauges               (4096 octets)
            rows, 1024 octets each: u16 kind, u16 label length, label (UTF-8, at most 764),
                                    32 cells at offset 768
-           region of worker 1 ...
+           region 1 ...
 
 A row's label is complete before the row count covers it, so a reader never sees half a label. A
 worker that replaces a dead one finds its rows again by their labels: counters never go back.
@@ -19,13 +20,10 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .settings import ARENA_ROWS
+from .settings import ARENA_REGION_HEADER, ARENA_ROW, ARENA_ROWS, arena_region, arena_size
 
 MAGIC = 0x6E65_7470_726F_7879
 LAYOUT = 1
-_HEADER = 4096
-_REGION_HEADER = 4096
-_ROW = 1024
 _CELLS_AT = 768
 CELLS = 32
 MAX_LABEL = _CELLS_AT - 4
@@ -65,14 +63,6 @@ GAUGE_DOWNSTREAM, GAUGE_UPSTREAM, GAUGE_POOLED, GAUGE_SNAPSHOT = 1, 2, 3, 4
 SEPARATOR = "\x1f"
 
 
-def size(workers: int) -> int:
-    return _HEADER + workers * (_REGION_HEADER + ARENA_ROWS * _ROW)
-
-
-def _region(slot: int) -> int:
-    return _HEADER + slot * (_REGION_HEADER + ARENA_ROWS * _ROW)
-
-
 class Row(NamedTuple):
     kind: int
     labels: tuple[str, ...]
@@ -80,15 +70,15 @@ class Row(NamedTuple):
 
 
 class ArenaWriter:
-    """A worker's own region. Row 0 to 2 are the overflow rows, one a kind."""
+    """One region, which nobody else writes. Row 0 to 2 are the overflow rows, one a kind."""
 
-    def __init__(self, fd: int, slot: int, workers: int) -> None:
-        self._map = mmap.mmap(fd, size(workers))
+    def __init__(self, fd: int, region: int, regions: int) -> None:
+        self._map = mmap.mmap(fd, arena_size(regions))
         self.cells = memoryview(self._map).cast("Q")
         """The whole arena as u64; `row()` gives the index of a row's first cell."""
-        self.cells[0], self.cells[1], self.cells[2], self.cells[3] = MAGIC, LAYOUT, workers, ARENA_ROWS
-        self._base = _region(slot)
-        self.gauges = self.cells[self._base // 8 : (self._base + _REGION_HEADER) // 8]
+        self.cells[0], self.cells[1], self.cells[2], self.cells[3] = MAGIC, LAYOUT, regions, ARENA_ROWS
+        self._base = arena_region(region)
+        self.gauges = self.cells[self._base // 8 : (self._base + ARENA_REGION_HEADER) // 8]
         for index in range(1, len(self.gauges)):
             self.gauges[index] = 0
         self._rows: dict[tuple[int, str], int] = {}
@@ -100,7 +90,7 @@ class ArenaWriter:
             self._overflow[kind] = self.row(kind, ("overflow",))
 
     def _cell(self, number: int) -> int:
-        return (self._base + _REGION_HEADER + number * _ROW + _CELLS_AT) // 8
+        return (self._base + ARENA_REGION_HEADER + number * ARENA_ROW + _CELLS_AT) // 8
 
     def row(self, kind: int, labels: tuple[str, ...]) -> int:
         """Index in `cells` of the first cell of this series; made when it is new, overflow when full."""
@@ -112,7 +102,7 @@ class ArenaWriter:
         number = self.gauges[0]
         if number >= ARENA_ROWS or len(raw) > MAX_LABEL:
             return self._overflow[kind]
-        at = self._base + _REGION_HEADER + number * _ROW
+        at = self._base + ARENA_REGION_HEADER + number * ARENA_ROW
         struct.pack_into("<HH", self._map, at, kind, len(raw))
         self._map[at + 4 : at + 4 + len(raw)] = raw
         self.gauges[0] = number + 1
@@ -127,21 +117,22 @@ class ArenaWriter:
 class ArenaReader:
     """All regions, for the brain."""
 
-    def __init__(self, fd: int, workers: int) -> None:
-        self._map = mmap.mmap(fd, size(workers), prot=mmap.PROT_READ)
-        self._workers = workers
+    def __init__(self, fd: int, regions: int) -> None:
+        self._map = mmap.mmap(fd, arena_size(regions), prot=mmap.PROT_READ)
+        self._regions = regions
 
     def gauge(self, index: int) -> int:
-        """Sum over the workers."""
+        """Sum over the regions."""
         return sum(
-            int(struct.unpack_from("<Q", self._map, _region(slot) + 8 * index)[0]) for slot in range(self._workers)
+            int(struct.unpack_from("<Q", self._map, arena_region(region) + 8 * index)[0])
+            for region in range(self._regions)
         )
 
     def rows(self) -> Iterator[Row]:
-        """Every series once, summed over the workers."""
+        """Every series once, summed over the regions."""
         summed: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for slot in range(self._workers):
-            base = _region(slot)
+        for region in range(self._regions):
+            base = arena_region(region)
             (count,) = struct.unpack_from("<Q", self._map, base)
             for number in range(count):
                 kind, labels, cells = _read(self._map, base, number)
@@ -156,7 +147,7 @@ class ArenaReader:
 
 
 def _read(memory: mmap.mmap, base: int, number: int) -> Row:
-    at = base + _REGION_HEADER + number * _ROW
+    at = base + ARENA_REGION_HEADER + number * ARENA_ROW
     kind, length = struct.unpack_from("<HH", memory, at)
     text = bytes(memory[at + 4 : at + 4 + length]).decode()
     return Row(kind, tuple(text.split(SEPARATOR)), struct.unpack_from(f"<{CELLS}Q", memory, at + _CELLS_AT))

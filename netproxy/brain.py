@@ -43,6 +43,7 @@ from .identity.ca import CertificateAuthority
 from .identity.svid import SvidStore, issue_svid, renew_at
 from .journal import Journal
 from .observe.metrics import Condition
+from .settings import REGIONS_PER_WORKER
 
 _RECONCILE_S = 0.2
 """A deleted namespace is noticed within this; its veth stays until we let go."""
@@ -76,7 +77,7 @@ class Pod:
 class Brain:
     def __init__(self, joined: Joined) -> None:
         self.settings = joined.settings
-        self.arena = ArenaReader(joined.arena_fd, joined.settings.workers)
+        self.arena = ArenaReader(joined.arena_fd, REGIONS_PER_WORKER * joined.settings.workers)
         self.snapshot: Snapshot | None = None
         self.config_error = ""
         self.applied_at = time.time()

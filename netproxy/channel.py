@@ -41,11 +41,13 @@ import json
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 VERSION = 1
 MAX_FDS = 64
 MAX_QUEUED = 100_000
+MAX_BODY = 256 * 1024 * 1024
 _MAX_HEADER = 64 * 1024
 _SNDBUF = 4 * 1024 * 1024
 
@@ -81,8 +83,27 @@ def memfd_with(name: str, body: bytes) -> int:
 
 
 def read_memfd(fd: int) -> bytes:
-    """All of a memfd, without moving its (shared) offset."""
-    return os.pread(fd, os.fstat(fd).st_size, 0)
+    """All of a memfd, without moving its (shared) offset. ValueError when it is larger than `MAX_BODY`."""
+    size = os.fstat(fd).st_size
+    if size > MAX_BODY:
+        raise ValueError(f"a body of {size} octets, the limit is {MAX_BODY}")
+    return os.pread(fd, size, 0)
+
+
+def _message(data: bytes, received: list[int]) -> Message:
+    """Takes the body's descriptor out of `received`. Raises whatever malformed input makes it raise."""
+    fields = json.loads(data)
+    body = b""
+    if fields.pop("body"):
+        body_fd = received.pop()
+        try:
+            body = read_memfd(body_fd)
+        finally:
+            os.close(body_fd)
+    op = fields.pop("op")
+    if not isinstance(op, str):
+        raise TypeError("op is no text")
+    return Message(op, fields, received, body)
 
 
 class Channel:
@@ -91,7 +112,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._queue: deque[tuple[bytes, list[int], bytes | None]] = deque()
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -111,26 +132,35 @@ class Channel:
         data = json.dumps({"op": op, "body": body is not None, **fields}, separators=(",", ":")).encode()
         if len(data) > _MAX_HEADER:
             raise ValueError(f"message {op!r} of {len(data)} octets, the limit is {_MAX_HEADER}: use a body")
-        made = memfd_with("netproxy-body", body) if body is not None else -1
-        out = [*fds, made] if made >= 0 else list(fds)
+        if not self._queue and self._send_now(data, fds, body):
+            return
+        if len(self._queue) >= MAX_QUEUED:
+            raise ChannelBroken("the peer does not read")
+        kept: list[int] = []
         try:
-            if not self._queue and self._send_now(data, out):
-                return
-            if len(self._queue) >= MAX_QUEUED:
-                raise ChannelBroken("the peer does not read")
-            self._queue.append((data, [os.dup(fd) for fd in out]))
-        finally:
-            if made >= 0:
-                os.close(made)
+            kept.extend(os.dup(fd) for fd in fds)
+        except OSError as exc:
+            for fd in kept:
+                os.close(fd)
+            raise ChannelBroken(str(exc)) from exc
+        self._queue.append((data, kept, body))
 
-    def _send_now(self, data: bytes, fds: list[int]) -> bool:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    def _send_now(self, data: bytes, fds: Sequence[int], body: bytes | None) -> bool:
+        """The body becomes a descriptor only now, so that a queue of a thousand shards needs none."""
+        made = -1
         try:
+            if body is not None:
+                made = memfd_with("netproxy-body", body)
+            out = array.array("i", [*fds, made] if made >= 0 else fds)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, out)] if out else []
             self.sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
         except OSError as exc:
             raise ChannelBroken(str(exc)) from exc
+        finally:
+            if made >= 0:
+                os.close(made)
         return True
 
     def flush(self) -> None:
@@ -160,18 +190,15 @@ class Channel:
             for fd in received:
                 os.close(fd)
             raise ChannelBroken("a message was cut short (descriptor limit reached?)")
-        fields = json.loads(data)
-        body = b""
-        if fields.pop("body"):
-            body_fd = received.pop()
-            try:
-                body = read_memfd(body_fd)
-            finally:
-                os.close(body_fd)
-        return Message(fields.pop("op"), fields, received, body)
+        try:
+            return _message(data, received)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError) as exc:
+            for fd in received:
+                os.close(fd)
+            raise ChannelBroken(f"a malformed message: {exc!r}") from exc
 
     def close(self) -> None:
-        for _, fds in self._queue:
+        for _, fds, _ in self._queue:
             for fd in fds:
                 os.close(fd)
         self._queue.clear()

@@ -26,6 +26,8 @@ class Joined(NamedTuple):
     slot: int
     settings: NodeSettings
     arena_fd: int
+    region: int
+    """Which one of the arena is ours; -1 for the brain."""
 
 
 def join(role: str) -> Joined:
@@ -40,7 +42,9 @@ def join(role: str) -> Joined:
     message = _wait(channel)
     if message.op != "welcome" or message.fields["v"] != VERSION:
         raise ChannelBroken(f"expected a welcome in version {VERSION}, got {message.op}")
-    return Joined(channel, slot, NodeSettings.from_json(message.fields["settings"]), message.fds[0])
+    return Joined(
+        channel, slot, NodeSettings.from_json(message.fields["settings"]), message.fds[0], message.fields["region"]
+    )
 
 
 def _wait(channel: Channel) -> Message:

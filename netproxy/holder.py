@@ -73,10 +73,17 @@ def _hold(fd: int, channel: int) -> None:
         os.write(channel, b"no")  # both descriptors are the caller's
         return
     # From here on this thread's descriptors are its own. Nothing of the others may live on in them.
-    for entry in os.listdir("/proc/thread-self/fd"):
-        if int(entry) not in (fd, channel):
+    try:
+        others = [int(entry) for entry in os.listdir("/proc/thread-self/fd")]
+    except OSError:
+        # No descriptor to be had for the listing. Ours are copies: the caller keeps its own.
+        os.write(channel, b"no")
+        os.closerange(0, 1 << 20)
+        return
+    for other in others:
+        if other not in (fd, channel):
             try:
-                os.close(int(entry))
+                os.close(other)
             except OSError:
                 pass  # of the listing itself
     with socket.socket(fileno=channel) as sock:

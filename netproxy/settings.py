@@ -11,7 +11,21 @@ import os
 from dataclasses import asdict, dataclass
 
 ARENA_ROWS = 2048
-"""Metric series per worker. Past it everything is counted in one overflow row per kind."""
+"""Metric series per region. Past it everything is counted in one overflow row per kind."""
+ARENA_HEADER = 4096
+ARENA_REGION_HEADER = 4096
+ARENA_ROW = 1024
+REGIONS_PER_WORKER = 2
+"""A worker that drains and the one that replaces it count side by side."""
+
+
+def arena_region(number: int) -> int:
+    """Offset of a region in the arena, whose layout is `arena`'s."""
+    return ARENA_HEADER + number * (ARENA_REGION_HEADER + ARENA_ROWS * ARENA_ROW)
+
+
+def arena_size(regions: int) -> int:
+    return arena_region(regions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -37,7 +38,7 @@ from typing import Any
 
 from .channel import MAX_FDS, VERSION, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
 from .holder import Holder, release
-from .settings import ARENA_ROWS, NodeSettings
+from .settings import ARENA_REGION_HEADER, REGIONS_PER_WORKER, NodeSettings, arena_region, arena_size
 
 WORKER_GRACE_S = 2.0
 ATTACH_TIMEOUT_S = 5.0
@@ -51,6 +52,8 @@ _IPV6_TRANSPARENT = 75
 _SO_MARK = 36
 _CLONE_NEWNET = 0x40000000
 _TAKEOVER = "NETPROXY_TAKEOVER"
+_PYTHON = [sys.executable, "-P"]
+"""-P: a file in the current folder must not be taken for a module, we are root."""
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
 """glibc's defaults give every large TLS buffer back at once: 63,000 page faults per 256 MiB, none with these, and
 326 against 519 MB per CPU second (2 cores, uvloop, both ends in one process)."""
@@ -59,11 +62,6 @@ _STOP_WAIT_S = 10.0
 """How long a stop waits for a brain that is just being restarted."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def arena_size(workers: int) -> int:
-    """Octets of the arena; its layout belongs to `arena`, which checks this figure."""
-    return 4096 + workers * (4096 + ARENA_ROWS * 1024)
 
 
 @dataclass
@@ -75,6 +73,8 @@ class Child:
     channel: Channel
     started: float
     state: str = "started"
+    region: int = -1
+    """Of the arena, a worker's."""
     replaces: int = 0
     """pid of the one that drains when this one is ready (upgrade)."""
 
@@ -122,12 +122,16 @@ class Supervisor:
         """When a stop that waits for the brain begins without it; 0.0 while none does."""
         self.stop_retried = False
         self.upgrade_queue: list[int] = []
+        self._trying = False
         self.lock_fd = -1
         self.restarts: dict[str, int] = {"brain": 0, "worker": 0}
 
     # -- life ---------------------------------------------------------------------------------------
 
     def run(self) -> int:
+        # Listeners, namespaces and sockets in transit are many; the usual soft limit of 1024 is for select(2).
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         self._signals: list[int] = []
@@ -138,7 +142,7 @@ class Supervisor:
         if not self._resume():
             self._lock()
             self.arena_fd = os.memfd_create("netproxy-arena", os.MFD_CLOEXEC)
-            os.ftruncate(self.arena_fd, arena_size(self.settings.workers))
+            os.ftruncate(self.arena_fd, arena_size(REGIONS_PER_WORKER * self.settings.workers))
         with open(self.settings.pid_file, "w") as file:
             file.write(f"{os.getpid()}\n")
         _notify(f"STATUS=starting\nMAINPID={os.getpid()}")
@@ -151,7 +155,9 @@ class Supervisor:
                     if key.data is None:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wake_r, 512)
-                    elif isinstance(key.data, Child) and key.data.pid in self.children:
+                    elif isinstance(key.data, subprocess.Popen):
+                        self._on_tried(key.data, key.fd)
+                    elif key.data.pid in self.children:
                         self._on_ready(key.data, key.fd, mask)
                 while self._signals:
                     self._on_signal(self._signals.pop(0))
@@ -232,19 +238,41 @@ class Supervisor:
 
     def _start(self, role: str, slot: int, replaces: int = 0) -> None:
         ours, theirs = socket_pair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"netproxy.{role}", str(theirs.fileno()), str(slot), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                close_fds=True,
-                env={**_MALLOC, **os.environ},
-            )
-        pid = process.pid
-        process.returncode = 0  # reaped by us through the pidfd, not by Popen
-        child = Child(role, slot, pid, os.pidfd_open(pid), Channel(ours), time.monotonic(), replaces=replaces)
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [*_PYTHON, "-m", f"netproxy.{role}", str(theirs.fileno()), str(slot), str(os.getpid())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env={**_MALLOC, **os.environ},
+                )
+            pid = process.pid
+            process.returncode = 0  # reaped by us through the pidfd, not by Popen
+            pidfd = os.pidfd_open(pid)
+        except OSError as exc:
+            # No memory, process or descriptor to be had just now.
+            ours.close()
+            _log(f"{role} {slot} can't be started: {exc}")
+            self._failed(role, slot, 0.0)
+            return
+        region = self._free_region(slot) if role == "worker" else -1
+        child = Child(role, slot, pid, pidfd, Channel(ours), time.monotonic(), region=region, replaces=replaces)
         self._adopt(child)
         _log(f"{role} {slot} started, pid {pid}")
+
+    def _failed(self, role: str, slot: int, lived_s: float) -> None:
+        """Nobody is in this place any more: when may the next one start?"""
+        place = self.slots[role, slot]
+        now = time.monotonic()
+        place.failures = 0 if lived_s >= _STABLE_S else place.failures + 1
+        place.start_at = now + (0.0 if place.failures <= 1 else min(_BACKOFF_MAX_S, 0.1 * 2.0**place.failures))
+        place.down_since = place.down_since or now
+
+    def _free_region(self, slot: int) -> int:
+        """A region of this worker's that no process uses; -1: all are in use."""
+        used = {child.region for child in self.children.values()}
+        first = slot * REGIONS_PER_WORKER
+        return next((number for number in range(first, first + REGIONS_PER_WORKER) if number not in used), -1)
 
     def _adopt(self, child: Child) -> None:
         self.children[child.pid] = child
@@ -271,11 +299,17 @@ class Supervisor:
             self._watch(child)
         except ChannelBroken as exc:
             # The pidfd reports the exit; one that lives on without a channel is of no use.
-            _log(f"{child.role} {child.slot}: channel: {exc}")
+            self._cut_off(child, f"channel: {exc}")
+        except Exception as exc:  # noqa: BLE001 - whatever one child says must not end the others
+            self._cut_off(child, f"a message that can't be handled: {exc!r}")
+
+    def _cut_off(self, child: Child, why: str) -> None:
+        _log(f"{child.role} {child.slot}: {why}")
+        if child.channel.fileno() >= 0:
             self.selector.unregister(child.channel.fileno())
             child.channel.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
 
     def _watch(self, child: Child) -> None:
         fd = child.channel.fileno()
@@ -305,6 +339,9 @@ class Supervisor:
             self.selector.unregister(child.channel.fileno())
             child.channel.close()
         del self.children[child.pid]
+        if child.region >= 0:
+            # Its gauges count what is open, which is nothing any more; the counters stay.
+            os.pwrite(self.arena_fd, bytes(ARENA_REGION_HEADER - 8), arena_region(child.region) + 8)
         code = os.waitstatus_to_exitcode(status)
         _log(f"{child.role} {child.slot} ended, pid {child.pid}, {'signal' if code < 0 else 'exit code'} {abs(code)}")
         for key, item in self.attached.items():
@@ -323,12 +360,7 @@ class Supervisor:
         if self._occupied(child.role, child.slot):
             self._next_upgrade()
             return
-        slot = self.slots[child.role, child.slot]
-        now = time.monotonic()
-        lived = now - child.started
-        slot.failures = 0 if lived >= _STABLE_S else slot.failures + 1
-        slot.start_at = now + (0.0 if slot.failures <= 1 else min(_BACKOFF_MAX_S, 0.1 * 2.0**slot.failures))
-        slot.down_since = slot.down_since or now
+        self._failed(child.role, child.slot, time.monotonic() - child.started)
         self.restarts[child.role] += 1
 
     def _give_up_slot(self, slot: int) -> None:
@@ -359,7 +391,8 @@ class Supervisor:
             os.kill(child.pid, signal.SIGKILL)
             return
         child.state = "syncing"
-        self._send(child, "welcome", (self.arena_fd,), v=VERSION, settings=self.settings.to_json())
+        settings = self.settings.to_json()
+        self._send(child, "welcome", (self.arena_fd,), v=VERSION, region=child.region, settings=settings)
         if child.role == "worker":
             for key, (version, body) in self.shards.items():
                 self._send(child, "shard", key=key, version=version, body=body)
@@ -614,7 +647,7 @@ class Supervisor:
             else:
                 self._begin_stop()
         elif number == signal.SIGUSR2 and not self.stopping and not self.stop_by:
-            self._upgrade()
+            self._try_upgrade()
 
     def _begin_stop(self) -> None:
         self.stop_by = 0.0
@@ -666,6 +699,28 @@ class Supervisor:
 
     # -- upgrade ------------------------------------------------------------------------------------
 
+    def _try_upgrade(self) -> None:
+        """Can the program that is installed now be loaded at all? After execve it is too late to ask."""
+        if self._trying:
+            return
+        modules = "netproxy.supervisor, netproxy.brain, netproxy.worker"
+        try:
+            process = subprocess.Popen([*_PYTHON, "-c", f"import {modules}"], stdin=subprocess.DEVNULL)
+            self.selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ, process)
+        except OSError as exc:
+            _log(f"upgrade: can't be tried: {exc}")
+            return
+        self._trying = True
+
+    def _on_tried(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
+        self._trying = False
+        self.selector.unregister(pidfd)
+        os.close(pidfd)
+        if process.wait():
+            _log("upgrade: refused, the program installed now can't be loaded; going on as before")
+        elif not self.stopping and not self.stop_by:
+            self._upgrade()
+
     def _upgrade(self) -> None:
         """Execute the (possibly new) program in this very process; children and descriptors stay."""
         _log("upgrade: executing anew")
@@ -673,7 +728,7 @@ class Supervisor:
             "arena": self.arena_fd,
             "lock": self.lock_fd,
             "children": [
-                [c.role, c.slot, c.pid, c.pidfd, c.channel.fileno(), c.state]
+                [c.role, c.slot, c.pid, c.pidfd, c.channel.fileno(), c.state, c.region]
                 for c in self.children.values()
                 if c.channel.fileno() >= 0
             ],
@@ -702,7 +757,7 @@ class Supervisor:
         # Until the new program has its handlers, a signal would end it: they wait, the mask outlives execve.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            os.execve(sys.executable, [sys.executable, "-m", "netproxy.supervisor", self.settings.to_json()], env)
+            os.execve(sys.executable, [*_PYTHON, "-m", "netproxy.supervisor", self.settings.to_json()], env)
         except OSError as exc:
             _log(f"upgrade failed, going on as before: {exc}")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -728,9 +783,9 @@ class Supervisor:
             slots = {int(s): [(kind, family, number) for kind, family, number in v] for s, v in listeners.items()}
             self.attached[key] = Attached(netns_fd, spec, slots, Holder(owner_fd) if owner_fd >= 0 else None, policy)
         self.shards = {key: (version, body.encode()) for key, version, body in state["shards"]}
-        for role, slot, pid, pidfd, channel_fd, child_state in state["children"]:
+        for role, slot, pid, pidfd, channel_fd, child_state, region in state["children"]:
             channel = Channel(socket.socket(fileno=channel_fd))
-            self._adopt(Child(role, slot, pid, pidfd, channel, time.monotonic(), child_state))
+            self._adopt(Child(role, slot, pid, pidfd, channel, time.monotonic(), child_state, region))
             self.upgrade_queue.append(pid)
         _log(f"upgrade: took {len(self.children)} children and {len(self.attached)} workloads over")
         self._next_upgrade()
@@ -743,6 +798,10 @@ class Supervisor:
             old = self.children.get(pid)
             if old is None or old.state == "leaving":
                 continue
+            if old.role == "worker" and self._free_region(old.slot) < 0:
+                # Its predecessor of an upgrade before this one still drains; its end brings us back here.
+                self.upgrade_queue.insert(0, pid)
+                return
             if old.role == "brain":
                 self._send(old, "leave")
             else:
@@ -752,7 +811,7 @@ class Supervisor:
 
 def _descriptors(state: dict[str, Any]) -> set[int]:
     out = {state["arena"], state["lock"]}
-    for _, _, _, pidfd, channel_fd, _ in state["children"]:
+    for _, _, _, pidfd, channel_fd, *_ in state["children"]:
         out |= {pidfd, channel_fd}
     for _, netns_fd, _, listeners, owner_fd, _ in state["attached"]:
         out.add(netns_fd)

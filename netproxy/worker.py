@@ -33,6 +33,7 @@ from .observe.record import Recorder
 from .relay.connection import UpstreamHttp
 from .relay.serve import Server, reset
 from .relay.services import Services
+from .settings import REGIONS_PER_WORKER
 from .upstream.connect import Dialer, SocketStock
 from .upstream.pool import Pool
 
@@ -48,7 +49,7 @@ class Worker:
         self._channel = joined.channel
         self._settings = joined.settings
         self._loop = loop
-        self._arena = ArenaWriter(joined.arena_fd, joined.slot, joined.settings.workers)
+        self._arena = ArenaWriter(joined.arena_fd, joined.region, REGIONS_PER_WORKER * joined.settings.workers)
         rng = random.Random()
         tables = Tables(rng.random)
         self._contexts = ContextCache()

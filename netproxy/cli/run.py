@@ -65,4 +65,4 @@ def run(
     )
     sys.stdout.flush()
     # The supervisor is a process of its own kind: small, standard library only.
-    os.execv(sys.executable, [sys.executable, "-m", "netproxy.supervisor", settings.to_json()])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "netproxy.supervisor", settings.to_json()])

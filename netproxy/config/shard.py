@@ -153,7 +153,7 @@ class MeshShard:
     detect_timeout_s: float = 1.0
     header_timeout_s: float = 15.0
     idle_timeout_s: float = 300.0
-    connect_timeout_s: float = 1.0
+    connect_timeout_s: float = 5.0
     handshake_timeout_s: float = 10.0
     """Of mesh TLS, after the connection is there: the peer is alive, but may be busy."""
     pool_idle_s: float = 4.0

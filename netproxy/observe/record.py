@@ -95,7 +95,8 @@ class Recorder:
         self.arena.gauges[GAUGE_DOWNSTREAM] += 1
 
     def gone(self) -> None:
-        self.arena.gauges[GAUGE_DOWNSTREAM] -= 1
+        if self.arena.gauges[GAUGE_DOWNSTREAM]:  # counting must never raise into the data path
+            self.arena.gauges[GAUGE_DOWNSTREAM] -= 1
 
     def connection(self, parties: Parties, security: str, reason: Reason) -> int:
         """Row of an opaque connection's series; add to its cells with `moved`, `connection_closed`."""

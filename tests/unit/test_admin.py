@@ -11,15 +11,15 @@ import aiohttp
 import pytest
 
 from netproxy.admin import Admin
-from netproxy.arena import ArenaReader, ArenaWriter, size
+from netproxy.arena import ArenaReader, ArenaWriter
 from netproxy.observe.metrics import Condition
-from netproxy.settings import NodeSettings
+from netproxy.settings import NodeSettings, arena_size
 
 
 class Source:
     def __init__(self) -> None:
         fd = os.memfd_create("arena")
-        os.ftruncate(fd, size(1))
+        os.ftruncate(fd, arena_size(1))
         self.writer = ArenaWriter(fd, 0, 1)
         self.arena = ArenaReader(fd, 1)
         os.close(fd)

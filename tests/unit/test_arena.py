@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from netproxy import supervisor
 from netproxy.arena import (
     CONNECTIONS,
     EVENTS,
@@ -15,9 +14,8 @@ from netproxy.arena import (
     REQUESTS,
     ArenaReader,
     ArenaWriter,
-    size,
 )
-from netproxy.settings import ARENA_ROWS
+from netproxy.settings import ARENA_ROWS, arena_size
 
 WORKERS = 3
 
@@ -25,19 +23,13 @@ WORKERS = 3
 @pytest.fixture
 def fd() -> Iterator[int]:
     made = os.memfd_create("arena")
-    os.ftruncate(made, size(WORKERS))
+    os.ftruncate(made, arena_size(WORKERS))
     yield made
     os.close(made)
 
 
 def counted(reader: ArenaReader, kind: int) -> dict[tuple[str, ...], int]:
     return {row.labels: row.cells[0] for row in reader.rows() if row.kind == kind and row.cells[0]}
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 16, 64])
-def test_the_supervisor_makes_it_large_enough(workers: int) -> None:
-    """It cannot import this module's writer, so it has the size from a formula of its own."""
-    assert supervisor.arena_size(workers) == size(workers)
 
 
 def test_rows_are_summed_over_the_workers(fd: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from netproxy import channel as module
-from netproxy.channel import MAX_FDS, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
+from netproxy.channel import MAX_BODY, MAX_FDS, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
 
 
 def open_fds() -> int:
@@ -194,3 +194,63 @@ def test_datagrams_keep_their_bounds() -> None:
     ours, theirs = socket_pair()
     with ours, theirs:
         assert ours.type & 0xF == socket.SOCK_SEQPACKET
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x",
+        b"[]",
+        b"{}",
+        b'{"op":"a"}',
+        b'{"body":false}',
+        b'{"op":1,"body":false}',
+        b'{"op":"a","body":true}',
+        b"\xff",
+    ],
+)
+def test_a_malformed_message_breaks_the_channel_and_nothing_else(data: bytes) -> None:
+    ours, theirs = socket_pair()
+    with theirs:
+        channel = Channel(ours)
+        theirs.send(data)
+        with pytest.raises(ChannelBroken):
+            channel.receive()
+        channel.close()
+
+
+def test_a_body_has_a_bound() -> None:
+    ours, theirs = socket_pair()
+    with theirs:
+        channel = Channel(ours)
+        fd = os.memfd_create("large")
+        os.ftruncate(fd, MAX_BODY + 1)
+        socket.send_fds(theirs, [b'{"op":"a","body":true}'], [fd])
+        os.close(fd)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ChannelBroken, match="limit"):
+            channel.receive()
+        assert len(os.listdir("/proc/self/fd")) == before
+        channel.close()
+
+
+def test_queued_bodies_hold_no_descriptors() -> None:
+    ours, theirs = socket_pair()
+    channel, peer = Channel(ours), Channel(theirs)
+    before = len(os.listdir("/proc/self/fd"))
+    sent = 0
+    while sent < 5000 or not channel.wants_write:
+        channel.send("shard", key=str(sent), body=b"x" * 100)
+        sent += 1
+    # What waits in the socket holds its own (not in this table); what waits here holds none.
+    assert len(os.listdir("/proc/self/fd")) == before
+    got = 0
+    while got < sent:
+        message = peer.receive()
+        if message is None:
+            channel.flush()
+            continue
+        assert (message.fields["key"], message.body) == (str(got), b"x" * 100)
+        got += 1
+    channel.close()
+    peer.close()

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from netproxy.arena import BUCKETS_US, GAUGE_DOWNSTREAM, REQ_BUCKETS, REQUESTS, ArenaReader, ArenaWriter, size
+from netproxy.arena import BUCKETS_US, GAUGE_DOWNSTREAM, REQ_BUCKETS, REQUESTS, ArenaReader, ArenaWriter
 from netproxy.errors import Reason
 from netproxy.observe.metrics import Condition, registry, render
 from netproxy.observe.record import CONNECTION_LABELS, REQUEST_LABELS, Parties, Recorder
-from netproxy.settings import ARENA_ROWS
+from netproxy.settings import ARENA_ROWS, arena_size
 
 CONDITION = Condition(
     node="node-a",
@@ -29,7 +29,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Bench:
     def __init__(self, workers: int = 2) -> None:
         self.fd = os.memfd_create("arena")
-        os.ftruncate(self.fd, size(workers))
+        os.ftruncate(self.fd, arena_size(workers))
         self.recorders = [Recorder(ArenaWriter(self.fd, slot, workers)) for slot in range(workers)]
         self.registry = registry(ArenaReader(self.fd, workers), lambda: CONDITION)
 

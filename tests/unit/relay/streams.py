@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netproxy.addr import ClientAddr, EndpointAddr, OriginalDst, ServiceKey, SpiffeId, WorkloadKey, spiffe_id
-from netproxy.arena import ArenaWriter, size
+from netproxy.arena import ArenaWriter
 from netproxy.config.shard import Backend, Endpoint, Match, MeshShard, Rule, ServicePort, ServiceShard, WorkloadShard
 from netproxy.decide.route import EndpointState, PortTable, Tables
 from netproxy.errors import LocalProtocolError, Reason, UpstreamError
 from netproxy.observe.record import Parties, Recorder
 from netproxy.relay.connection import Exchange, HttpConnection, UpstreamHttp
 from netproxy.relay.services import Facts, Services
+from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
 from netproxy.tcp import Delivery
 from netproxy.upstream.connect import Dialer
@@ -287,7 +288,7 @@ class World:
         self.pool: Pool[UpstreamHttp] = Pool()
         fd = os.memfd_create("arena")
         try:
-            os.ftruncate(fd, size(1))
+            os.ftruncate(fd, arena_size(1))
             self.recorder = ListRecorder(ArenaWriter(fd, 0, 1))
         finally:
             os.close(fd)
