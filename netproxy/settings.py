@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 ARENA_ROWS = 2048
 """Metric series per region. Past it everything is counted in one overflow row per kind."""
@@ -54,14 +54,15 @@ class NodeSettings:
     drain_s: float = 30.0
     poll_s: float = 0.5
     """How often configuration files are looked at."""
-    log_level: str = "info"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> NodeSettings:
-        return cls(**json.loads(text))
+        # After an upgrade the text may be of another version: what it does not know keeps its default.
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
 
     @property
     def admin_socket(self) -> str:
