@@ -8,6 +8,9 @@ MAKEFLAGS += --no-builtin-rules
 
 PY := .venv/bin/python
 
+# `su` without `-` keeps the PATH of a user, who has neither nft nor ip in it.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
 .PHONY: help setup demo test lint fmt clean
 
 help: ## list the targets

@@ -6,13 +6,14 @@
 ``/status``       JSON, what ``netproxy status`` shows (admin only)
 ================  ==========================================================
 
-A port that is taken is logged and does without: the unix socket always works.
+The unix socket always works. A port that is taken is logged, and tried again until it is free.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sys
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ from aiohttp import web
 from .arena import ArenaReader
 from .observe.metrics import Condition, registry, render
 from .settings import NodeSettings
+
+_SILENT = 20
+"""So many attempts may fail before it is said: a predecessor may still be closing the port."""
 
 
 class Source(Protocol):
@@ -37,13 +41,17 @@ class Source(Protocol):
 
 
 class Admin:
-    def __init__(self, source: Source, settings: NodeSettings) -> None:
+    def __init__(self, source: Source, settings: NodeSettings, *, retry_s: float = 0.1) -> None:
         self._source = source
         self._settings = settings
         self._registry = registry(source.arena, source.condition)
         self._runners: list[web.AppRunner] = []
+        self._retry_s = retry_s
+        self._listening: list[asyncio.Task[None]] = []
+        self._inode = 0
 
     async def start(self) -> None:
+        """The unix socket answers when this returns; TCP ports do as soon as they are free."""
         settings = self._settings
         public = web.Application()
         public.add_routes([web.get("/healthz", self._healthz), web.get("/metrics", self._metrics)])
@@ -60,10 +68,14 @@ class Admin:
         runner = await self._runner(private)
         await web.UnixSite(runner, settings.admin_socket).start()
         os.chmod(settings.admin_socket, 0o600)
+        self._inode = os.stat(settings.admin_socket).st_ino
         if settings.admin_port:
-            await self._listen(runner, "127.0.0.1", settings.admin_port)
+            self._begin(runner, "127.0.0.1", settings.admin_port)
         if settings.metrics_port:
-            await self._listen(await self._runner(public), settings.metrics_address, settings.metrics_port)
+            self._begin(await self._runner(public), settings.metrics_address, settings.metrics_port)
+
+    def _begin(self, runner: web.AppRunner, host: str, port: int) -> None:
+        self._listening.append(asyncio.get_running_loop().create_task(self._listen(runner, host, port)))
 
     async def _runner(self, application: web.Application) -> web.AppRunner:
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -72,20 +84,29 @@ class Admin:
         return runner
 
     async def _listen(self, runner: web.AppRunner, host: str, port: int) -> None:
-        for attempt in range(20):
+        for attempt in itertools.count(1):
+            site = web.TCPSite(runner, host, port, reuse_address=True)
             try:
-                await web.TCPSite(runner, host, port, reuse_address=True).start()
-                return
+                await site.start()
+                break
             except OSError as exc:
-                if attempt == 19:
-                    print(f"netproxy brain: admin on {host}:{port}: {exc}", file=sys.stderr, flush=True)
-                await asyncio.sleep(0.1)  # a predecessor may still be closing it
+                await site.stop()
+                if attempt == _SILENT:
+                    print(f"netproxy brain: admin on {host}:{port}: {exc}; tried again", file=sys.stderr, flush=True)
+            await asyncio.sleep(self._retry_s * (1 if attempt < _SILENT else 10))
+        if attempt > _SILENT:
+            print(f"netproxy brain: admin listens on {host}:{port}", file=sys.stderr, flush=True)
 
     async def stop(self) -> None:
+        for task in self._listening:
+            task.cancel()
+        await asyncio.gather(*self._listening, return_exceptions=True)
+        with contextlib.suppress(FileNotFoundError):
+            # A successor may have put its own there.
+            if os.stat(self._settings.admin_socket).st_ino == self._inode:
+                os.unlink(self._settings.admin_socket)
         for runner in self._runners:
             await runner.cleanup()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._settings.admin_socket)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         ok, detail = self._source.healthy()

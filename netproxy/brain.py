@@ -7,6 +7,10 @@ with what is, so a start, a restart, a new namespace and a repaired one are the 
     absent --namespace appears--> attaching --listeners are there--> steering --rules are there--> steered
        ^_____________ namespace gone, workload removed (rules off first) ______________________________|
 
+What goes wrong on the way leads to ``failed``, which is tried again; under failure policy ``closed`` the rules are put
+there even so, and refuse what has no listener. Steered ones are looked at again and again: rules that somebody flushed
+are put back, and counted.
+
 Order: SVIDs and shards before listeners, listeners before rules; rules off before listeners.
 """
 
@@ -22,11 +26,12 @@ import random
 import sys
 import time
 import traceback
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from redirect import Ports, RedirectError, Steering, families, remove, steer
+from redirect import Ports, RedirectError, Steering, dialable, reachable, remove, steer
 from redirect.netns import open_netns
 
 from .addr import ServiceKey, SpiffeId
@@ -49,10 +54,29 @@ _RECONCILE_S = 0.2
 """A deleted namespace is noticed within this; its veth stays until we let go."""
 _REPLY_TIMEOUT_S = 15.0
 _RETRY_S = 0.5
-_FAMILIES_S = 5.0
+_CHECK_S = 2.0
+"""Between two looks at what is steered; a look that finds nothing costs 6 to 8 ms."""
+_CHECKS_AT_ONCE = 4
+"""In a turn of `_RECONCILE_S`, so at most 160 ms in each second: more than 40 workloads are looked at less often."""
+_BRING_UPS = 32
+"""Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
+_THREADS = 8
+"""Calls into namespaces at the same time. libnftables itself does one command at a time."""
+_CA_TIMEOUT_S = 3.0
+"""A CA on a file system that does not answer must not stop the brain; it is opened in a thread of its own."""
+_AGAIN_S = 5.0
+"""Between two looks at a CA or a state disk that failed."""
+_CA = SpiffeId("")
+"""Key of the CA's own error among those of the identities."""
+
+_T = TypeVar("_T")
 
 
-@dataclass
+class _Superseded(Exception):
+    """What was begun for a workload is no longer wanted: its namespace went, or we stop."""
+
+
+@dataclass(eq=False)
 class Pod:
     """One local workload and how far it is."""
 
@@ -62,11 +86,22 @@ class Pod:
     netns_fd: int = -1
     ns_id: tuple[int, int] = (0, 0)
     families: frozenset[int] = frozenset()
+    """To steer; `dial_families` are those it has, or is declared to have, addresses of."""
+    dial_families: frozenset[int] = frozenset()
     policy: str = ""
+    """Of the rules that are in force."""
     vip_cidrs: tuple[str, ...] = ()
     retry_at: float = 0.0
     since: float = 0.0
     generation: int = 0
+    check_at: float = 0.0
+    repairs: int = 0
+    failure: str = ""
+    """Of the last attempt, until one succeeds: `state` goes through the others while it is tried again."""
+    task: asyncio.Task[None] | None = None
+    epoch: int = 0
+    """Counts decisions that make void what was begun before."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def set(self, state: str, detail: str = "") -> None:
         if state != self.state:
@@ -82,25 +117,33 @@ class Brain:
         self.config_error = ""
         self.applied_at = time.time()
         self.pods: dict[str, Pod] = {}
-        self.svids: dict[str, SvidShard] = {}
-        self.identity_error = ""
+        self.svids: dict[SpiffeId, SvidShard] = {}
+        self._identity_errors: dict[SpiffeId, str] = {}
+        self._state_errors: dict[str, str] = {}
         self._channel: Channel = joined.channel
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._versions: dict[str, str] = {}
-        self._renew: dict[str, float] = {}
+        self._renew: dict[SpiffeId, float] = {}
         self._retry_identities = 0.0
+        self._retry_state = 0.0
+        self._unchecked: set[SpiffeId] = set()
+        self._unsaved: set[SpiffeId] = set()
         self._fingerprint: object = None
         self._took_over = False
         self._loader = Loader(self.settings.config, os.path.join(self.settings.state_dir, "last-good.json"))
         self._ca: CertificateAuthority | None = None
+        self._opening: asyncio.Future[CertificateAuthority] | None = None
         self._store = SvidStore(os.path.join(self.settings.state_dir, "svid"))
         self._journal = Journal(self.settings.journal, self.settings.node)
         self._rng = random.Random()
-        # Steering and files block; one thread keeps calls for one namespace in order.
-        self._executor = ThreadPoolExecutor(1, "steering")
+        # Steering and files block.
+        self._executor = ThreadPoolExecutor(_THREADS, "steering")
+        self._calls = asyncio.Semaphore(_THREADS)
+        self._bring_ups = asyncio.Semaphore(_BRING_UPS)
         self._reader = ThreadPoolExecutor(1, "config")
+        self._opener = ThreadPoolExecutor(1, "ca")
         self._wake = asyncio.Event()
         self._synced = asyncio.Event()
         self._stopping = False
@@ -135,6 +178,9 @@ class Brain:
             case "resteer":
                 for pod in [self.pods[key] for key in json.loads(message.body) if key in self.pods]:
                     pod.retry_at = 0.0
+                    if fields.get("released"):
+                        # A table that we handed over while this was under way would steer to nobody.
+                        self._send("own", workload=_key(pod), generation=0)
                     if pod.state == "steered":
                         pod.set("attaching", "steering was released while no worker ran")
                 self._wake.set()
@@ -171,9 +217,10 @@ class Brain:
         finally:
             self._replies.pop(number, None)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         task.add_done_callback(self._spawned)
+        return task
 
     def _spawned(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -190,13 +237,17 @@ class Brain:
         await self._synced.wait()
         self.children = await self._ask("state")
         self._versions = dict(self.children["shards"])
-        os.makedirs(self.settings.state_dir, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(self.settings.state_dir, mode=0o700, exist_ok=True)
+        except OSError as exc:
+            self._state("folder", exc)
+        self._spawn(self._watch())
         await self._configure()
-        await self._reconcile()
+        self._reconcile()
+        await self._begun()
         self._send("ready")
         self.children = await self._ask("state")
         next_poll = time.monotonic() + self.settings.poll_s
-        next_families = time.monotonic() + _FAMILIES_S
         while not self._stopping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RECONCILE_S):
@@ -209,10 +260,7 @@ class Brain:
                 await self._configure()
                 self.children = await self._ask("state")
             await self._renew_svids()
-            if time.monotonic() >= next_families:
-                next_families = time.monotonic() + _FAMILIES_S
-                await self._check_families()
-            await self._reconcile()
+            self._reconcile()
         self._idle.set()
 
     # -- configuration ------------------------------------------------------------------------------
@@ -223,6 +271,7 @@ class Brain:
             seen = await self._loop.run_in_executor(self._reader, source.fingerprint, self.settings.config)
             if seen == self._fingerprint:
                 self.config_error = ""  # a folder that went away is back as it was
+                await self._save_again()
                 return
             context = Context(self.settings.node, vips=self._known_vips())
             snapshot = await self._loop.run_in_executor(self._reader, self._loader.load, context)
@@ -237,6 +286,7 @@ class Brain:
             _log(f"rejected: {error}")
         self.snapshot = snapshot
         self.applied_at = time.time()
+        self._state("last-good", self._loader.memory_error)
         self._save_vips(snapshot)
         await self._identities(snapshot)
         self._publish(snapshot)
@@ -271,6 +321,10 @@ class Brain:
         shards |= {shard.key(): shard for shard in self.svids.values()}
         encoded = {key: encode_shard(shard) for key, shard in shards.items()}
         versions = {key: hashlib.sha256(data).hexdigest()[:16] for key, data in encoded.items()}
+        for key in {f"svid/{item.identity}" for item in snapshot.local_workloads} - set(versions):
+            # We have none, the supervisor has: what workers use now is better than nothing.
+            if key in self._versions:
+                versions[key] = self._versions[key]
         changed = [key for key, version in versions.items() if self._versions.get(key) != version]
         order = {"mesh": 0, "svid": 1, "workload": 2, "service": 3}
         changed.sort(key=lambda key: (order[key.partition("/")[0]], key in self._versions, key))
@@ -292,199 +346,418 @@ class Brain:
         return {}
 
     def _save_vips(self, snapshot: Snapshot) -> None:
-        with open(f"{self._vip_file}.new", "w") as file:
-            json.dump({key: list(value) for key, value in snapshot.vips.items()}, file)
-        os.replace(f"{self._vip_file}.new", self._vip_file)
+        try:
+            with open(f"{self._vip_file}.new", "w") as file:
+                json.dump({key: list(value) for key, value in snapshot.vips.items()}, file)
+            os.replace(f"{self._vip_file}.new", self._vip_file)
+        except OSError as exc:
+            self._state("vips", exc)
+        else:
+            self._state("vips")
+
+    # -- the state folder: without it we go on, and forget at a restart what could not be written --------
+
+    @property
+    def state_error(self) -> str:
+        return _in_short(self._state_errors.values())
+
+    def _state(self, what: str, failed: OSError | None = None) -> None:
+        """`what` could be written, or failed. Logged when that changes."""
+        if failed is None:
+            if self._state_errors.pop(what, "") and not self._state_errors:
+                _log("state: it can be written again")
+        elif self._state_errors.get(what) != str(failed):
+            self._state_errors[what] = str(failed)
+            _log(f"state: {failed}; goes on without")
+
+    async def _save_again(self) -> None:
+        """What could not be written while the disk was full or read-only."""
+        if not self._state_errors or self.snapshot is None or time.monotonic() < self._retry_state:
+            return
+        self._retry_state = time.monotonic() + _AGAIN_S
+        try:
+            os.makedirs(self.settings.state_dir, mode=0o700, exist_ok=True)
+        except OSError:
+            return
+        self._state("folder")
+        self._save_vips(self.snapshot)
+        await self._loop.run_in_executor(self._reader, self._loader.save)
+        self._state("last-good", self._loader.memory_error)
+        for svid in [self.svids[identity] for identity in self._unsaved if identity in self.svids]:
+            await self._loop.run_in_executor(self._reader, self._save_svid, svid)
 
     # -- identities ---------------------------------------------------------------------------------
 
-    def _authority(self, trust_domain: str) -> CertificateAuthority:
-        if self._ca is None or self._ca.trust_domain != trust_domain:
-            self._ca = CertificateAuthority.open(self.settings.ca_dir, trust_domain, now=time.time())
+    @property
+    def identity_error(self) -> str:
+        return _in_short(self._identity_errors.values())
+
+    def _identity(self, identity: SpiffeId, failed: Exception | None = None) -> None:
+        """`identity` (or the CA) is well, or failed. Logged when that changes."""
+        if failed is None:
+            self._identity_errors.pop(identity, None)
+        elif self._identity_errors.get(identity) != str(failed):
+            self._identity_errors[identity] = str(failed)
+            _log(f"identity: {failed}")
+
+    async def _authority(self, trust_domain: str) -> CertificateAuthority | None:
+        """None when it can't be opened; `identity_error` says why."""
+        try:
+            if self._ca is None or self._ca.trust_domain != trust_domain:
+                self._ca = None
+                self._ca = await self._open_authority(trust_domain)
+            self._identity(_CA)
+        except (IdentityError, OSError) as exc:
+            self._identity(_CA, exc)
         return self._ca
+
+    async def _open_authority(self, trust_domain: str) -> CertificateAuthority:
+        patience = 0.0  # one that is under way since the last look had its time
+        if self._opening is None:
+            patience = _CA_TIMEOUT_S
+            self._opening = self._loop.run_in_executor(
+                self._opener, lambda: CertificateAuthority.open(self.settings.ca_dir, trust_domain, now=time.time())
+            )
+        done, _ = await asyncio.wait({self._opening}, timeout=patience)
+        if not done:
+            raise IdentityError(f"{self.settings.ca_dir}: does not answer")
+        opened, self._opening = self._opening, None
+        authority = opened.result()
+        return authority if authority.trust_domain == trust_domain else await self._open_authority(trust_domain)
 
     async def _identities(self, snapshot: Snapshot) -> None:
         """An SVID for every local identity: from the store while it is good, else issued."""
         wanted = {item.identity for item in snapshot.local_workloads}
+        for gone in {*self.svids, *self._identity_errors} - wanted - {_CA}:
+            self.svids.pop(gone, None)
+            self._renew.pop(gone, None)
+            self._identity_errors.pop(gone, None)
+        self._unchecked &= wanted
+        self._unsaved &= wanted
+        await self._provide(wanted - set(self.svids), snapshot)
+
+    async def _provide(self, identities: Iterable[SpiffeId], snapshot: Snapshot, *, renew: bool = False) -> bool:
+        """SVIDs for `identities`, each by itself; is there a new one?
+
+        While the CA can't be opened: from the store as they are, and looked at again when it can (`_unchecked`).
+        """
+        pending = sorted(identities)
+        if not pending:
+            return False
         mesh = snapshot.shards["mesh"]
         assert isinstance(mesh, MeshShard)
-        try:
-            for identity in wanted - set(self.svids):
-                self._install(await self._loop.run_in_executor(self._reader, self._obtain, identity, mesh.trust_domain))
-            self.identity_error = ""
-        except (IdentityError, OSError) as exc:
-            self._identity_failed(exc)
-        for gone in set(self.svids) - wanted:
-            del self.svids[gone]
-            self._renew.pop(gone, None)
+        authority = await self._authority(mesh.trust_domain)
+        if authority is None:
+            self._retry_identities = time.time() + _AGAIN_S
+            pending = [identity for identity in pending if identity not in self.svids]
+        installed = False
+        for identity in pending:
+            try:
+                svid = await self._loop.run_in_executor(
+                    self._reader, lambda who: self._obtain(who, authority, renew=renew), identity
+                )
+            except (IdentityError, OSError) as exc:
+                self._identity(identity, exc)
+                self._retry_identities = time.time() + _AGAIN_S
+                continue
+            self._identity(identity)
+            if svid is None:
+                continue
+            installed = True
+            self.svids[identity] = svid
+            self._renew[identity] = renew_at(svid, self._rng)
+            if authority is None:
+                self._unchecked.add(identity)
+            else:
+                self._unchecked.discard(identity)
+            if renew:
+                _log(f"renewed the certificate of {identity}")
+        return installed
 
-    def _obtain(self, identity: SpiffeId, trust_domain: str) -> SvidShard:
-        authority = self._authority(trust_domain)
+    def _obtain(self, identity: SpiffeId, authority: CertificateAuthority | None, *, renew: bool) -> SvidShard | None:
+        """None: there is none, and nobody to issue it. Raises IdentityError. Blocks on files."""
         now = time.time()
-        kept = self._store.load(identity, now=now, bundle_pem=authority.bundle_pem)
-        return kept if kept is not None else self._issue(identity, trust_domain)
-
-    def _issue(self, identity: SpiffeId, trust_domain: str) -> SvidShard:
-        svid = issue_svid(self._authority(trust_domain), identity, now=time.time())
-        self._store.save(svid)
+        if not renew:
+            try:
+                kept = self._store.load(
+                    identity, now=now, bundle_pem=authority.bundle_pem if authority else None, due=authority is None
+                )
+                if kept is not None:
+                    return kept
+            except IdentityError as exc:
+                if authority is None:
+                    raise
+                _log(f"identity: {exc}; a new certificate takes its place")
+        if authority is None:
+            return None
+        svid = issue_svid(authority, identity, now=now)
+        self._save_svid(svid)
         return svid
 
-    def _install(self, svid: SvidShard) -> None:
-        self.svids[svid.identity] = svid
-        self._renew[svid.identity] = renew_at(svid, self._rng)
-
-    def _identity_failed(self, exc: Exception) -> None:
-        if str(exc) != self.identity_error:
-            _log(f"identity: {exc}")
-        self.identity_error = str(exc)
+    def _save_svid(self, svid: SvidShard) -> None:
+        try:
+            self._store.save(svid)
+        except OSError as exc:
+            self._unsaved.add(svid.identity)
+            self._state("svid", exc)
+        else:
+            self._unsaved.discard(svid.identity)
+            if not self._unsaved:
+                self._state("svid")
 
     async def _renew_svids(self) -> None:
-        now = time.time()
-        due = [identity for identity, at in self._renew.items() if at <= now]
         if self.snapshot is None:
             return
-        missing = [item.identity for item in self.snapshot.local_workloads if item.identity not in self.svids]
-        if missing and now < self._retry_identities:
-            missing = []
-        if not due and not missing:
-            return
-        mesh = self.snapshot.shards["mesh"]
-        assert isinstance(mesh, MeshShard)
-        try:
-            for identity in {*due, *missing}:
-                self._install(
-                    await self._loop.run_in_executor(self._reader, self._issue, SpiffeId(identity), mesh.trust_domain)
-                )
-                _log(f"renewed the certificate of {identity}")
-            self.identity_error = ""
-        except (IdentityError, OSError) as exc:
-            self._identity_failed(exc)
-            self._retry_identities = now + 10 * _RETRY_S
-            for identity in due:
+        now = time.time()
+        due = {identity for identity, at in self._renew.items() if at <= now}
+        lacking = {item.identity for item in self.snapshot.local_workloads} - set(self.svids) | self._unchecked
+        if now < self._retry_identities:
+            lacking = set()
+        new = await self._provide(lacking - due, self.snapshot)
+        new |= await self._provide(due, self.snapshot, renew=True)
+        for identity in due:
+            if self._renew[identity] <= now:  # not renewed
                 self._renew[identity] = now + 60 * (1 + self._rng.random())
-        self._publish(self.snapshot)
+        if new:
+            self._publish(self.snapshot)
 
     # -- workloads ----------------------------------------------------------------------------------
 
-    async def _reconcile(self) -> None:
-        # Those that went first: what we hold keeps their veth alive.
-        for pod in list(self.pods.values()):
-            if pod.netns_fd >= 0 and _ns_of(pod.want.netns) != pod.ns_id:
-                await self._lost(pod)
-        for pod in list(self.pods.values()):
-            if self._stopping:
-                return
+    async def _watch(self) -> None:
+        """Namespaces that went: what we hold keeps their veth alive. Waits for nobody, also during a drain."""
+        while not self.ended.done():
+            for pod in list(self.pods.values()):
+                if pod.netns_fd >= 0 and _ns_of(pod.want.netns) != pod.ns_id:
+                    self._lost(pod)
+                    self._wake.set()
+            await asyncio.sleep(_RECONCILE_S)
+
+    def _reconcile(self) -> None:
+        """Begin what is to be done. Each workload has a task of its own, at most one at a time."""
+        now = time.monotonic()
+        for pod in self.pods.values():
             if pod.state == "steered" and (pod.policy != pod.want.failure_policy or pod.vip_cidrs != self._vips()):
                 pod.set("attaching", "its configuration changed")
-            if pod.state != "steered" and time.monotonic() >= pod.retry_at:
-                await self._bring_up(pod)
+        idle = [pod for pod in self.pods.values() if pod.task is None]
+        for pod in idle:
+            if pod.state != "steered" and now >= pod.retry_at:
+                self._begin(pod, self._bring_up(pod, pod.epoch))
+        due = [pod for pod in idle if pod.state == "steered" and now >= pod.check_at]
+        for pod in sorted(due, key=lambda pod: pod.check_at)[:_CHECKS_AT_ONCE]:
+            pod.check_at = now + _CHECK_S
+            self._begin(pod, self._check(pod, pod.epoch))
+
+    def _begin(self, pod: Pod, work: Coroutine[Any, Any, None]) -> None:
+        def ended(_task: asyncio.Task[None]) -> None:
+            pod.task = None
+
+        pod.task = self._spawn(work)
+        pod.task.add_done_callback(ended)
+
+    async def _begun(self) -> None:
+        """All that was begun until now has ended."""
+        tasks = [pod.task for pod in self.pods.values() if pod.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _vips(self) -> tuple[str, ...]:
         return tuple(self.snapshot.vip_networks) if self.snapshot is not None else ()
 
-    async def _bring_up(self, pod: Pod) -> None:
+    async def _inside(self, pod: Pod, epoch: int, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call `function` of `redirect` on the pod's namespace in a thread. One call at a time for each namespace.
+
+        Raises `_Superseded` instead when meanwhile the namespace went, or others decide about it.
+        """
+        async with pod.lock, self._calls:
+            if pod.epoch != epoch or pod.netns_fd < 0:
+                raise _Superseded
+            # Its own descriptor: the pod's may be closed, and its number used again, while the thread is at work.
+            fd = os.dup(pod.netns_fd)
+
+            def call() -> _T:
+                try:
+                    return function(fd, *arguments)
+                finally:
+                    os.close(fd)
+
+            return await self._loop.run_in_executor(self._executor, call)
+
+    async def _bring_up(self, pod: Pod, epoch: int) -> None:
         key = _key(pod)
         try:
-            if pod.netns_fd < 0:
-                if not os.path.exists(pod.want.netns):
-                    pod.set("absent", f"{pod.want.netns} does not exist yet")
-                    return
-                pod.netns_fd = await self._loop.run_in_executor(self._executor, open_netns, pod.want.netns)
-                stat = os.fstat(pod.netns_fd)
-                pod.ns_id = (stat.st_dev, stat.st_ino)
-            if SpiffeId(pod.want.identity) not in self.svids:
-                raise IdentityError(f"no certificate yet: {self.identity_error}")
-            pod.families = await self._families(pod)
-            await self._attach(pod)
-            await self._steer(pod, enabled=True)
+            if pod.netns_fd < 0 and not await self._open(pod, epoch):
+                return
+            async with self._bring_ups:
+                pod.families, pod.dial_families = await self._families(pod, epoch)
+                if f"svid/{pod.want.identity}" not in self._versions:
+                    raise IdentityError(f"no certificate yet: {self.identity_error}")
+                await self._attach(pod, epoch)
+                await self._steer(pod, epoch, enabled=True)
             pod.set("steered")
-            _log(f"{key}: steered, families {sorted(pod.families)}, failure policy {pod.policy}")
+            pod.failure = ""
+            # Spread over time, so that those which came together are not looked at together.
+            pod.check_at = time.monotonic() + _CHECK_S * (0.5 + self._rng.random())
+            _log(f"{key}: steered, families {sorted(pod.dial_families)}, failure policy {pod.policy}")
+        except _Superseded:
+            return
         except (RedirectError, NetproxyError, OSError) as exc:
-            if pod.detail != str(exc):
-                _log(f"{key}: {exc}")
-            pod.set("failed", str(exc))
-            pod.retry_at = time.monotonic() + _RETRY_S
-            if _ns_of(pod.want.netns) != pod.ns_id:
-                await self._lost(pod)
+            if pod.epoch == epoch:
+                await self._failed(pod, epoch, exc)
 
-    async def _families(self, pod: Pod) -> frozenset[int]:
-        """Those it has, and those it is declared to have: its addresses may come one by one, after us."""
-        found: frozenset[int] = await self._loop.run_in_executor(self._executor, families, pod.netns_fd)
-        return found | {6 if ":" in address else 4 for address in pod.want.addresses}
+    async def _open(self, pod: Pod, epoch: int) -> bool:
+        """False: it does not exist yet."""
+        if not os.path.exists(pod.want.netns):
+            pod.set("absent", f"{pod.want.netns} does not exist yet")
+            return False
+        fd = await self._loop.run_in_executor(self._executor, open_netns, pod.want.netns)
+        if pod.epoch != epoch:
+            os.close(fd)
+            raise _Superseded
+        stat = os.fstat(fd)
+        pod.netns_fd, pod.ns_id = fd, (stat.st_dev, stat.st_ino)
+        return True
 
-    async def _check_families(self) -> None:
-        """A namespace that got an address of another family later is steered for it too."""
-        for pod in list(self.pods.values()):
-            if pod.state == "steered":
-                with contextlib.suppress(RedirectError, OSError):
-                    if not await self._families(pod) <= pod.families:
-                        pod.set("attaching", "it has an address of a new family")
+    async def _failed(self, pod: Pod, epoch: int, exc: Exception) -> None:
+        """Tried again soon. Until then nothing may pass that the policy does not let pass."""
+        detail = str(exc) or type(exc).__name__
+        try:
+            if pod.netns_fd >= 0 and pod.want.failure_policy == "closed":
+                await self._close(pod, epoch)
+            elif pod.netns_fd >= 0 and pod.policy == "closed":
+                # Its policy is open now, and only what we put there for the old one stands in its way.
+                await self._inside(pod, epoch, remove, self.settings.node)
+                pod.policy, pod.generation = "", 0
+        except _Superseded:
+            return
+        except (RedirectError, OSError) as second:
+            detail = f"{detail}; failure policy {pod.want.failure_policy}: {second}"
+        if pod.epoch != epoch:
+            return
+        if pod.failure != detail:
+            _log(f"{_key(pod)}: {detail}")
+        pod.failure = detail
+        pod.set("failed", detail)
+        pod.retry_at = time.monotonic() + _RETRY_S
 
-    async def _attach(self, pod: Pod) -> None:
+    async def _close(self, pod: Pod, epoch: int) -> None:
+        """The rules of policy ``closed`` without anything behind them: they refuse what no listener takes."""
+        self._journal_add(pod)
+        pod.families, pod.dial_families = await self._families(pod, epoch)
+        await self._steer(pod, epoch, enabled=True)
+
+    async def _families(self, pod: Pod, epoch: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Those to steer, and those it can dial.
+
+        Steered is whatever can arrive: a link-local address comes by itself, any other may come later. Dialled are
+        those it has, and those it is declared to have: its addresses may come one by one, after us.
+        """
+        found: frozenset[int]
+        steered: frozenset[int]
+        found, steered = await self._inside(pod, epoch, lambda fd: (dialable(fd), reachable(fd)))
+        declared = {6 if ":" in address else 4 for address in pod.want.addresses}
+        return steered | found | declared, found | declared
+
+    async def _check(self, pod: Pod, epoch: int) -> None:
+        """Of a steered one: somebody may have flushed rules or routes, or added an address."""
+        try:
+            families, dial_families = await self._families(pod, epoch)
+            if pod.state != "steered":
+                return
+            if not (families <= pod.families and dial_families <= pod.dial_families):
+                pod.set("attaching", "it has an address of a new family")
+            elif await self._steer(pod, epoch, enabled=True):
+                pod.repairs += 1
+                _log(f"{_key(pod)}: rules or routes were not as they should be, repaired")
+        except _Superseded:
+            return
+        except (RedirectError, OSError) as exc:
+            if pod.epoch == epoch:
+                await self._failed(pod, epoch, exc)
+
+    def _journal_add(self, pod: Pod) -> None:
+        self._journal.add(_key(pod), {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
+
+    async def _attach(self, pod: Pod, epoch: int) -> None:
         """Listeners, before any rule."""
-        key = _key(pod)
         pod.set("attaching", "waiting for listeners")
-        self._journal.add(key, {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
+        self._journal_add(pod)
         reply = await self._ask(
             "attach",
             (pod.netns_fd,),
-            workload=key,
+            workload=_key(pod),
             families=sorted(pod.families),
+            dial_families=sorted(pod.dial_families),
             outbound_port=self.settings.outbound_port,
             inbound_port=self.settings.inbound_port,
             policy=pod.want.failure_policy,
         )
+        if pod.epoch != epoch:
+            raise _Superseded
         if reply["error"]:
             raise RedirectError(reply["error"])
-
-    async def _steer(self, pod: Pod, *, enabled: bool) -> None:
-        """Put the rules there (`enabled`), or only the hooks that established connections need."""
-        key = _key(pod)
         pod.set("steering", "putting the rules there")
-        desired = self._steering(pod, enabled=enabled)
-        applied = await self._loop.run_in_executor(self._executor, steer, pod.netns_fd, desired, None)
+
+    async def _steer(self, pod: Pod, epoch: int, *, enabled: bool) -> bool:
+        """Put the rules there (`enabled`), or only the hooks that established connections need. False: they were."""
+        key = _key(pod)
+        policy, vips = pod.want.failure_policy, self._vips()
+        desired = self._steering(pod, policy, enabled=enabled)
+        state = pod.state
+        applied = await self._inside(pod, epoch, steer, desired, None)
         if applied.owner_fd is not None:
-            self._send("own", (applied.owner_fd,), workload=key, generation=applied.generation)
-            os.close(applied.owner_fd)
-        elif not desired.owned:
+            try:
+                # What another has decided meanwhile stands: a table that nobody owns goes at once.
+                if pod.epoch != epoch or (state == "steered" and pod.state != state):
+                    raise _Superseded
+                self._send("own", (applied.owner_fd,), workload=key, generation=applied.generation)
+            finally:
+                os.close(applied.owner_fd)
+        elif pod.epoch != epoch:
+            raise _Superseded
+        elif applied.changed and not desired.owned:
             # Plain rules are in force; an owned table of before, if any, goes with its owner.
             self._send("own", workload=key, generation=applied.generation)
-        pod.generation = applied.generation
-        pod.policy = pod.want.failure_policy
-        pod.vip_cidrs = self._vips()
+        pod.generation, pod.policy, pod.vip_cidrs = applied.generation, policy, vips
+        return applied.changed
 
-    def _steering(self, pod: Pod, *, enabled: bool) -> Steering:
+    def _steering(self, pod: Pod, policy: str, *, enabled: bool) -> Steering:
         settings = self.settings
         return Steering(
             node=settings.node,
             families=frozenset(4 if f == 4 else 6 for f in pod.families),
-            failure_policy="closed" if pod.want.failure_policy == "closed" else "open",
+            failure_policy="closed" if policy == "closed" else "open",
             ports=Ports(outbound=settings.outbound_port, inbound=settings.inbound_port),
             mark=settings.mark,
             mask=settings.mark_mask,
-            vip_cidrs=self._vips(),
+            # Without an address to dial from, a VIP shall stay unreachable: clients then take the other family's.
+            vip_cidrs=tuple(cidr for cidr in self._vips() if (6 if ":" in cidr else 4) in pod.dial_families),
             enabled=enabled,
         )
 
-    async def _lost(self, pod: Pod) -> None:
+    def _lost(self, pod: Pod) -> None:
         """The namespace was deleted or replaced. Everything of ours in it must be closed, at once."""
         key = _key(pod)
+        pod.epoch += 1
         self._send("detach", workload=key)
         if pod.netns_fd >= 0:
             os.close(pod.netns_fd)
-        pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at = -1, (0, 0), 0, 0.0
+        pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at, pod.policy = -1, (0, 0), 0, 0.0, ""
         if pod.state != "absent":
             _log(f"{key}: its namespace is gone")
         pod.set("absent", f"{pod.want.netns} was deleted")
+        pod.failure = ""
         self._journal.remove(key)
 
     async def _release(self, pod: Pod) -> None:
         """No longer wanted: rules off, then listeners, then the rest."""
         key = _key(pod)
+        pod.epoch += 1
         if pod.netns_fd < 0:
             return
-        with contextlib.suppress(RedirectError, OSError):
-            await self._loop.run_in_executor(self._executor, remove, pod.netns_fd, self.settings.node)
+        with contextlib.suppress(RedirectError, OSError, _Superseded):
+            await self._inside(pod, pod.epoch, remove, self.settings.node)
+        if pod.netns_fd < 0:
+            return  # deleted meanwhile
         self._send("own", workload=key, generation=0)
         self._send("detach", workload=key)
         os.close(pod.netns_fd)
@@ -513,26 +786,37 @@ class Brain:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self._idle.wait()
-        done = []
-        for pod in self.pods.values():
+        done: list[str] = []
+
+        async def unsteer(pod: Pod) -> None:
+            pod.epoch += 1  # who waits for listeners steers no more
             if pod.netns_fd >= 0 and pod.generation and pod.policy == "open":
                 try:
-                    await self._steer(pod, enabled=False)
                     pod.set("draining")
+                    await self._steer(pod, pod.epoch, enabled=False)
                     done.append(_key(pod))
+                except _Superseded:
+                    pass
                 except (RedirectError, OSError) as exc:
                     _log(f"{_key(pod)}: {exc}")
+
+        await asyncio.gather(*map(unsteer, self.pods.values()))
         self._send("unsteered", body=json.dumps(done).encode())
 
     async def _finish(self) -> None:
         """Workers are gone and owner sockets closed: remove routes. Where the policy is closed all stays."""
-        for pod in self.pods.values():
+
+        async def clean(pod: Pod) -> None:
             if pod.netns_fd >= 0 and pod.policy != "closed":
                 try:
-                    await self._loop.run_in_executor(self._executor, remove, pod.netns_fd, self.settings.node)
+                    await self._inside(pod, pod.epoch, remove, self.settings.node)
                     self._journal.remove(_key(pod))
+                except _Superseded:
+                    pass
                 except (RedirectError, OSError) as exc:
                     _log(f"{_key(pod)}: {exc}")
+
+        await asyncio.gather(*map(clean, self.pods.values()))
         self._end(0)
 
     # -- what others see ----------------------------------------------------------------------------
@@ -547,10 +831,11 @@ class Brain:
             processes={(c["role"], c["slot"]): c["state"] == "ready" for c in self.children.get("children", [])},
             config_ok=not self.config_error,
             config_age_s=time.time() - self.applied_at,
+            repairs={key: pod.repairs for key, pod in self.pods.items()},
         )
 
     def healthy(self) -> tuple[bool, str]:
-        """For /healthz: is traffic served, and is the configuration in force?"""
+        """For /healthz: is traffic served, for every workload whose namespace exists, as configured?"""
         workers = [c for c in self.children.get("children", []) if c["role"] == "worker" and c["state"] == "ready"]
         if self._stopping:
             return False, "stopping"
@@ -558,6 +843,9 @@ class Brain:
             return False, "no worker is ready"
         if self.snapshot is None:
             return False, f"no configuration: {self.config_error}"
+        failed = [(key, pod.failure) for key, pod in sorted(self.pods.items()) if pod.failure]
+        if failed:
+            return False, f"{len(failed)} of {len(self.pods)} workloads failed, first {failed[0][0]}: {failed[0][1]}"
         return True, "ok"
 
     def status(self) -> dict[str, Any]:
@@ -584,7 +872,9 @@ class Brain:
                     "detail": pod.detail,
                     "steering": "nftables" if pod.state == "steered" else "none",
                     "failure_policy": pod.want.failure_policy,
-                    "families": sorted(pod.families),
+                    "families": sorted(pod.dial_families),
+                    "steered_families": sorted(pod.families),
+                    "repairs": pod.repairs,
                     "addresses": list(pod.want.addresses),
                     "identity": pod.want.identity,
                     "certificate_not_after": self.svids[pod.want.identity].not_after
@@ -595,6 +885,7 @@ class Brain:
                 for key, pod in sorted(self.pods.items())
             ],
             "identity_error": self.identity_error,
+            "state_error": self.state_error,
             "services": [_service(s) for s in snapshot.shards.values() if isinstance(s, ServiceShard)]
             if snapshot
             else [],
@@ -638,6 +929,13 @@ def _service(shard: ServiceShard) -> dict[str, Any]:
     }
 
 
+def _in_short(errors: Iterable[str]) -> str:
+    """Each once, the first few of them."""
+    different = list(dict.fromkeys(errors))
+    more = [f"and {len(different) - 3} more"] if len(different) > 3 else []
+    return "; ".join([*different[:3], *more])
+
+
 def _ns_of(path: str) -> tuple[int, int]:
     try:
         stat = os.stat(path)
@@ -653,10 +951,10 @@ def _log(text: str) -> None:
 async def _run(joined: Joined) -> int:
     brain = Brain(joined)
     brain.start()
-    admin = Admin(brain, joined.settings)
-    await admin.start()
     brain._spawn(brain.run())
+    admin = Admin(brain, joined.settings)
     try:
+        await admin.start()
         return await brain.ended
     finally:
         await admin.stop()

@@ -374,7 +374,7 @@ class Supervisor:
             _log(f"no worker for {WORKER_GRACE_S:g} s: steering released (failure policy open): {', '.join(released)}")
             self._disown(self.attached[key] for key in released)
             # It can't be put back before a worker is ready, but until then the brain must not call it steered.
-            self._to_brain("resteer", body=json.dumps(released).encode())
+            self._to_brain("resteer", body=json.dumps(released).encode(), released=True)
 
     # -- messages -----------------------------------------------------------------------------------
 
@@ -468,7 +468,7 @@ class Supervisor:
                 self._send(worker, "unshard", key=message.fields["key"])
 
     def _brain_attach(self, child: Child, message: Message) -> None:
-        """Fields: workload, families, outbound_port, inbound_port, policy; the namespace."""
+        """Fields: workload, families, dial_families, outbound_port, inbound_port, policy; the namespace."""
         fields = dict(message.fields)
         # The policy is no part of what the listeners depend on: a change of it closes nothing.
         key, request, policy = fields.pop("workload"), fields.pop("id"), fields.pop("policy")
@@ -605,6 +605,7 @@ class Supervisor:
             [fd for _, _, fd in sockets],
             workload=key,
             sockets=[[kind, fam] for kind, fam, _ in sockets],
+            dial=item.spec.get("dial_families", item.spec["families"]),  # a brain of before an upgrade sends none
         )
 
     def _detach(self, key: str, abort: bool) -> None:

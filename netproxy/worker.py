@@ -23,7 +23,7 @@ import uvloop
 
 from .accept.listener import Accepted, Listener
 from .addr import WorkloadKey
-from .arena import GAUGE_POOLED, GAUGE_SNAPSHOT, GAUGE_UPSTREAM, ArenaWriter
+from .arena import GAUGE_POOLED, GAUGE_UPSTREAM, ArenaWriter
 from .channel import ChannelBroken, Message
 from .child import Joined, drop_privileges, join
 from .config.shard import SvidShard, decode_shard, preload
@@ -61,7 +61,6 @@ class Worker:
         self._listeners: dict[WorkloadKey, list[Listener]] = {}
         self._families: dict[WorkloadKey, frozenset[int]] = {}
         self._tasks: dict[asyncio.Task[None], WorkloadKey] = {}
-        self._shards = 0
         self.ended: asyncio.Future[None] = loop.create_future()
 
     def start(self) -> None:
@@ -106,11 +105,10 @@ class Worker:
                 self._services.tables.put(shard)
                 if isinstance(shard, SvidShard):
                     self._contexts.drop(shard.identity)
-                self._shards += 1
-                self._arena.gauges[GAUGE_SNAPSHOT] = self._shards
             case "unshard":
                 self._services.tables.drop(fields["key"])
             case "listen":
+                self._families[WorkloadKey(fields["workload"])] = frozenset(fields["dial"])
                 self._listen(WorkloadKey(fields["workload"]), fields["sockets"], message.fds)
                 self._send("listening", workload=fields["workload"])
             case "unlisten":
@@ -135,7 +133,6 @@ class Worker:
     def _listen(self, key: WorkloadKey, sockets: list[tuple[str, int]], fds: list[int]) -> None:
         for listener in self._listeners.pop(key, []):
             listener.close()
-        self._families[key] = frozenset(family for _, family in sockets)
         self._listeners[key] = [
             Listener(socket.socket(fileno=fd), key, inbound=kind == "inbound", on_accept=self._on_accept)
             for (kind, _), fd in zip(sockets, fds, strict=True)

@@ -11,7 +11,7 @@ with its last holder; under `closed` they stay until `remove`.
 from redirect.apply import Applied, Removed, remove, steer
 from redirect.errors import RedirectError
 from redirect.netfilter.rules import Ports
-from redirect.observed import families, observe
+from redirect.observed import dialable, observe, reachable
 from redirect.plan import Observed, Steering
 
 __all__ = [
@@ -21,8 +21,9 @@ __all__ = [
     "RedirectError",
     "Removed",
     "Steering",
-    "families",
+    "dialable",
     "observe",
+    "reachable",
     "remove",
     "steer",
 ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from redirect.errors import RedirectError
 from redirect.netfilter import nft, session
 from redirect.netfilter.rules import Family
 from redirect.netns import identity, inside
 from redirect.plan import Observed, Table, check_node
 from redirect.route import routing
+
+_IPV6 = "/proc/sys/net/ipv6/conf"  # of the reading thread's namespace
 
 
 def observe(netns_fd: int, node: str) -> Observed:
@@ -40,7 +44,7 @@ def observe_here(node: str) -> Observed:
         return Observed(node=node, lo_up=rt.lo_up(), routes=rt.routes(node), tables=tuple(found))
 
 
-def families(netns_fd: int) -> frozenset[Family]:
+def dialable(netns_fd: int) -> frozenset[Family]:
     """The IP families in which the namespace has an address beyond loopback and link-local."""
     where = str(identity(netns_fd))
     with inside(netns_fd):
@@ -49,3 +53,33 @@ def families(netns_fd: int) -> frozenset[Family]:
                 return rt.families()
         except RedirectError as exc:
             raise RedirectError(str(exc), namespace=where, step="read addresses") from exc
+
+
+def reachable(netns_fd: int) -> frozenset[Family]:
+    """The IP families in which a packet can arrive, now or after an address was added: those to be steered.
+
+    IPv6 is among them without any address: each interface for which it is on gets a link-local one by itself, and a
+    neighbour may dial that.
+    """
+    with inside(netns_fd):
+        return frozenset({4, 6}) if _ipv6_is_on() else frozenset({4})
+
+
+def _ipv6_is_on() -> bool:
+    """For any interface. `all` and `default` tell what was written there, not what is in force."""
+    try:
+        found = [name for name in os.listdir(_IPV6) if name not in ("all", "default")]
+    except FileNotFoundError:
+        return False  # a kernel without IPv6
+    except OSError as exc:
+        raise RedirectError(f"{_IPV6}: {exc}", step="ask for IPv6") from exc
+    for name in found:
+        try:
+            with open(f"{_IPV6}/{name}/disable_ipv6") as file:
+                if file.read().strip() == "0":
+                    return True
+        except FileNotFoundError:
+            continue  # the interface went away
+        except OSError as exc:
+            raise RedirectError(f"{_IPV6}/{name}: {exc}", step="ask for IPv6") from exc
+    return False

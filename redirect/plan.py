@@ -39,7 +39,9 @@ def check_node(node: str) -> None:
 class Steering:
     """The desired condition of one namespace.
 
-    `families`: the IP families the workload has (`families()` finds them). `enabled=False` keeps hooks and routes and
+    `families`: the IP families in which traffic can reach the workload (`reachable()` finds them), whatever addresses
+    it has: another family passes untouched. VIP networks of a family it cannot dial are left out by the caller.
+    `enabled=False` keeps hooks and routes and
     steers nothing, so that established connections live on during a drain. `failure_policy`: open rules go with the fd
     that owns them; closed rules stay, and refuse what no listener takes, outbound and inbound.
     """

@@ -2,7 +2,8 @@
 
 The sockets come from the supervisor, which keeps a copy. Accepted connections are peeked at without reading
 (so that whoever gets the socket sees every octet), for at most `detect_timeout_s`; the verdict is None when
-the client stayed silent that long, which is normal where the server speaks first.
+the client stayed silent that long, which is normal where the server speaks first, and STALLED or STALLED_HTTP
+when it began and stopped, which is normal nowhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from ..addr import ClientAddr, OriginalDst, WorkloadKey, canonical_ip
 from .origdst import local_dst, original_dst
-from .sniff import PEEK, Protocol, sniff
+from .sniff import PEEK, TLS_HANDSHAKE, Protocol, sniff
 
 _ACCEPT_BATCH = 64
 """Connections accepted per wake-up, so that a flood can't starve the connections that exist."""
@@ -92,12 +93,13 @@ class Listener:
 async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
     """Sniff without consuming. Raises OSError when the client is gone.
 
-    None: silent for `timeout_s`, or what it sent until then could still become anything. OPAQUE also for a client that
-    ended its stream.
+    None: silent for `timeout_s`. STALLED_HTTP: what it sent until then may become HTTP/1; STALLED: it may not, but is
+    not decided. OPAQUE also for a client that ended its stream.
     """
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] | None = None
     seen = 0
+    first = b""
     reading = False
 
     def wake() -> None:
@@ -118,7 +120,7 @@ async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
                     if len(data) <= seen or len(data) >= PEEK:
                         # End of stream, or woken without more.
                         return Protocol.OPAQUE
-                    seen = len(data)
+                    seen, first = len(data), data[:1]
                     # Else the loop would spin on the octets that are there already.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)
                 ready = loop.create_future()
@@ -127,7 +129,9 @@ async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
                     reading = True
                 await ready
     except TimeoutError:
-        return None
+        if not seen:
+            return None
+        return Protocol.STALLED if first == TLS_HANDSHAKE else Protocol.STALLED_HTTP
     finally:
         if reading:
             loop.remove_reader(sock.fileno())

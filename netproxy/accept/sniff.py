@@ -6,10 +6,18 @@ verdict        first bytes
 MESH_TLS       TLS ClientHello whose ALPN offers one of ours (``netproxy/...``)
 TLS            any other TLS handshake record: the app's own
 HTTP2          the HTTP/2 connection preface (RFC 9113 section 3.4)
-HTTP1          a registered HTTP method and a space, or any token, a space and ``/``, ``* `` or ``http://``
+HTTP1          a registered HTTP method and white space; any token, white space and ``/``, ``* `` or ``http://``; or a
+               first line of a token, white space and ``HTTP/`` somewhere behind it
 OPAQUE         anything else
 None           not decidable yet: more bytes, please (at most `PEEK` are ever looked at)
+STALLED_HTTP   (of `detect` only) undecided when the time was up, and may still become HTTP/1
+STALLED        (of `detect` only) undecided when the time was up: the beginning of a TLS record
 =============  ==================================================================================
+
+Threat: who gets an HTTP/1 request relayed as OPAQUE has its fields, ``x-forwarded-client-cert`` among them, delivered
+as it wrote them. So HTTP1 is what the most lenient server would take for a request, not what the codec will: blanks
+and line ends before it, any blanks between its words, a method of any length. It is decided at the first line end at
+the latest, before the first field; what is still open after `MAX_BLANKS` or `PEEK` octets is HTTP1 too.
 """
 
 from __future__ import annotations
@@ -21,12 +29,26 @@ from typing import NamedTuple
 PEEK = 16 * 1024 + 5
 """One TLS record (RFC 8446 section 5.1) with its header: a ClientHello that is larger is not ours."""
 
+TLS_HANDSHAKE = b"\x16"
+"""ContentType of the record that a TLS connection begins with (RFC 8446 section 5.1)."""
+
 MESH_ALPN_PREFIX = b"netproxy/"
 _H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_KNOWN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH) "
+MAX_BLANKS = 64
+"""Servers skip blanks before a request, no other protocol begins with so many. The codec refuses far fewer."""
+
+# All that Latin-1 text is split at by the servers that split: str.split() of Python's, among others.
+_BLANK = rb"[\t\x0b\x0c\r\x1c-\x20\x85\xa0]"
+# Without CONNECT, which NATS has as well: "CONNECT {...}".
+_KNOWN = rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|PATCH)"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_HTTP1 = re.compile(rb"(?:\r\n)?(?:" + _KNOWN + rb"|" + _TOKEN + rb"{1,24} (?:/|\* |https?://))")
-_UNDECIDED = re.compile(rb"(?:\r\n?)?(?:" + _TOKEN + rb"{1,24}(?: (?:\*|h|ht|htt|http|https|https?:|https?:/)?)?)?\Z")
+_blanks = re.compile(rb"(?:\n|%b)*+" % _BLANK).match
+_http1 = re.compile(
+    rb"%(known)b%(blank)b|%(token)b++%(blank)b++(?:/|\*%(blank)b|[Hh][Tt][Tt][Pp][Ss]?://)"
+    % {b"known": _KNOWN, b"token": _TOKEN, b"blank": _BLANK}
+).match
+_undecided = re.compile(rb"(?:%b++(?:%b[^\n]*+)?)?\Z" % (_TOKEN, _BLANK)).match
+_line = re.compile(rb"%b++%b[^\n]*+\n" % (_TOKEN, _BLANK)).match
 
 
 class Protocol(enum.Enum):
@@ -35,6 +57,8 @@ class Protocol(enum.Enum):
     HTTP1 = "http1"
     HTTP2 = "http2"
     OPAQUE = "opaque"
+    STALLED_HTTP = "stalled-http"
+    STALLED = "stalled"
 
 
 class ClientHello(NamedTuple):
@@ -46,7 +70,7 @@ def sniff(data: bytes) -> Protocol | None:
     """Verdict on the bytes received so far; None while more could change it."""
     if not data:
         return None
-    if data[0] == 0x16:
+    if data[:1] == TLS_HANDSHAKE:
         if len(data) < 3:
             return None
         if data[1] != 3:
@@ -61,11 +85,18 @@ def sniff(data: bytes) -> Protocol | None:
         return Protocol.HTTP2 if len(data) >= len(_H2_PREFACE) else None
     if data.startswith(_H2_PREFACE[:16]):
         return Protocol.HTTP2
-    if _HTTP1.match(data):
+    return _sniff_http1(data[:PEEK])
+
+
+def _sniff_http1(data: bytes) -> Protocol | None:
+    found = _blanks(data)
+    at = found.end() if found else 0
+    if at > MAX_BLANKS or _http1(data, at):
         return Protocol.HTTP1
-    if _UNDECIDED.match(data):
-        return None
-    return Protocol.OPAQUE
+    if _undecided(data, at):
+        return None if len(data) < PEEK else Protocol.HTTP1
+    line = _line(data, at)
+    return Protocol.HTTP1 if line and b"HTTP/" in line[0].upper() else Protocol.OPAQUE
 
 
 def client_hello(data: bytes) -> ClientHello | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from .. import __version__
-from . import clean, run, status, validate
+from . import check, clean, run, status, validate
 
 app = typer.Typer(
     name="netproxy",
@@ -31,6 +31,7 @@ def _root(
 
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
+app.command("check")(check.check)
 app.command("status")(status.status)
 app.command("clean")(clean.clean)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from typing import Annotated
 
 import typer
@@ -14,9 +15,11 @@ from redirect import RedirectError, observe, remove
 from redirect.netns import open_netns
 
 from ..journal import Journal
-from .options import RUN_ROOT, node_name, run_dir
+from .options import RUN_ROOT, counted, node_name, run_dir
 
 _NETNS_DIR = "/run/netns"
+_OWNER_S = 2.0
+"""The kernel closes the sockets of a killed agent one after the other: 31 of them took half a second."""
 
 
 def clean(
@@ -27,7 +30,7 @@ def clean(
     """Remove the rules, routes and files of an agent that does not run any more.
 
     Works from the node's journal and looks into every named network namespace. Refuses while the agent runs
-    (stop it instead). Example: netproxy clean --all
+    (stop it instead). Exit code 1 when something is left. Example: netproxy clean --all
     """
     if every:
         nodes = sorted(os.listdir(run_root)) if os.path.isdir(run_root) else []
@@ -60,11 +63,22 @@ def _clean(node: str, folder: str) -> bool:
         for path, workload in places.items():
             ok &= _clean_namespace(node, path, workload)
         if ok and lock >= 0:
-            shutil.rmtree(folder)
+            _empty(folder)
     finally:
         if lock >= 0:
             os.close(lock)
     return ok
+
+
+def _empty(folder: str) -> None:
+    """All but the lock: an agent that is starting may wait for this very inode."""
+    for entry in list(os.scandir(folder)):
+        if entry.name == "lock":
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
 def _clean_namespace(node: str, path: str, workload: str) -> bool:
@@ -78,9 +92,20 @@ def _clean_namespace(node: str, path: str, workload: str) -> bool:
         found = observe(fd, node)
         if not found.tables and not found.routes:
             return True
-        removed = remove(fd, node)
-        typer.echo(f"{path}: removed {removed}")
-        return True
+        left = remove(fd, node).left
+        deadline = time.monotonic() + _OWNER_S
+        while left and time.monotonic() < deadline:
+            time.sleep(0.05)
+            left = tuple(table.name for table in observe(fd, node).tables)
+        tables = len(found.tables) - len(left)
+        typer.echo(f"{path}: removed {counted(tables, 'table')} and {counted(len(found.routes), 'route')}")
+        if left:
+            typer.echo(
+                f"netproxy: {path}: {', '.join(left)} stays: a process still holds what owns it, and only its end "
+                "removes it",
+                err=True,
+            )
+        return not left
     except (RedirectError, OSError) as exc:
         typer.echo(f"netproxy: {path}: {exc}", err=True)
         return False

@@ -34,3 +34,8 @@ def node_name(value: str | None) -> str:
 
 def run_dir(root: str, node: str) -> str:
     return os.path.join(root, node)
+
+
+def counted(number: int, word: str) -> str:
+    """``1 table``, ``2 tables``"""
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -77,6 +77,8 @@ def _print(found: dict[str, Any]) -> None:
         console.print(f"[red]configuration not read: {found['config']['error']}[/]")
     if found["identity_error"]:
         console.print(f"[red]identity: {found['identity_error']}[/]")
+    if found["state_error"]:
+        console.print(f"[red]state can't be written: {found['state_error']}[/]")
     workloads = Table("workload", "state", "steering", "policy", "addresses", "identity", "certificate", "detail")
     for item in found["workloads"]:
         expires = item["certificate_not_after"]

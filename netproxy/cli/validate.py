@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from ..config.load import load
-from ..config.snapshot import Context
+from ..config.snapshot import Condition, Context, ObjectStatus
 from ..errors import ConfigError
-from .options import Output, node_name
+from .options import Output, counted, node_name
 
 
 def validate(
@@ -20,6 +20,8 @@ def validate(
     output: Annotated[Output, typer.Option("--output", "-o", help="How to print.")] = Output.table,
 ) -> None:
     """Check resources. Prints every error with its place; exit code 2 if there is any.
+
+    A warning is for an object that is valid and yet has no effect, or not the whole of it.
 
     Example: netproxy validate -f examples/bookshop
     """
@@ -32,20 +34,35 @@ def validate(
         f"{status.file}:{status.line}: {status.obj}: {condition.type} {condition.reason}: {condition.message}"
         for status in snapshot.statuses.values()
         for condition in status.conditions
-        if condition.type == "Warning" or condition.status == "False"
+        if (condition.type == "Warning" or condition.status == "False")
+        and not _is_told(status, condition, snapshot.rejected)
     ]
-    counted = {"accepted": len(snapshot.statuses), "rejected": len(snapshot.rejected)}
+    accepted = [condition for status in snapshot.statuses.values() if (condition := status.get("Accepted"))]
+    result: dict[str, Any] = {
+        "accepted": sum(condition.status == "True" for condition in accepted),
+        "rejected": len(snapshot.rejected),
+    }
     if output is Output.table:
         for error in snapshot.rejected:
             typer.echo(str(error), err=True)
         for warning in warnings:
             typer.echo(f"warning: {warning}", err=True)
-        typer.echo(f"{counted['accepted']} objects accepted, {counted['rejected']} errors")
+        typer.echo(
+            f"{counted(result['accepted'], 'object')} accepted, {counted(result['rejected'], 'error')}, "
+            f"{counted(len(warnings), 'warning')}"
+        )
     else:
-        result = {**counted, "errors": [_place(error) for error in snapshot.rejected], "warnings": warnings}
+        result |= {"errors": [_place(error) for error in snapshot.rejected], "warnings": warnings}
         typer.echo(json.dumps(result, indent=2) if output is Output.json else yaml.safe_dump(result, sort_keys=False))
     if snapshot.rejected:
         raise typer.Exit(2)
+
+
+def _is_told(status: ObjectStatus, condition: Condition, errors: tuple[ConfigError, ...]) -> bool:
+    """The condition only sums up errors which are printed by themselves."""
+    return condition.type == "Accepted" and any(
+        error.obj == status.obj and error.message in condition.message for error in errors
+    )
 
 
 def _place(error: ConfigError) -> dict[str, object]:

@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..errors import ConfigError
 from . import source
@@ -32,6 +32,9 @@ class Loader:
         self._path = path
         self._memory = memory
         self._good: dict[str, Object[Resource]] = _remembered(memory) if memory else {}
+        self._written = _values(self._good)
+        self.memory_error: OSError | None = None
+        """Why `memory` is behind what is remembered."""
 
     def load(self, context: Context) -> Snapshot:
         """As the function `load`. `Snapshot.kept` names the objects whose last good version is in force."""
@@ -44,7 +47,8 @@ class Loader:
             errors = (*found.errors, *valid.errors)
             kept = self._keep(valid, errors)
             snapshot = build_snapshot((*valid.objects, *kept), context, errors)
-            self._remember({item.title: item for item in (*valid.objects, *kept)})
+            self._good = {item.title: item for item in (*valid.objects, *kept)}
+            self.save()
             return dataclasses.replace(snapshot, kept=tuple(sorted(item.title for item in kept)))
         finally:
             if collecting:
@@ -66,18 +70,23 @@ class Loader:
             and (title in titles or item.document.file in files or (item.document.file, item.name) in names)
         ]
 
-    def _remember(self, good: dict[str, Object[Resource]]) -> None:
-        if self._memory and {k: v.document.value for k, v in good.items()} != {
-            k: v.document.value for k, v in self._good.items()
-        }:
-            documents = [
-                {"file": item.document.file, "line": item.document.line_of(()), "value": item.document.value}
-                for item in good.values()
-            ]
+    def save(self) -> None:
+        """Bring `memory` up to date; `load` does it too. A disk that is full or read-only is in `memory_error`."""
+        values = _values(self._good)
+        if not self._memory or values == self._written:
+            return
+        documents = [
+            {"file": item.document.file, "line": item.document.line_of(()), "value": item.document.value}
+            for item in self._good.values()
+        ]
+        try:
             with open(f"{self._memory}.new", "w") as file:
                 json.dump(documents, file)
             os.replace(f"{self._memory}.new", self._memory)
-        self._good = good
+        except OSError as exc:
+            self.memory_error = exc
+        else:
+            self._written, self.memory_error = values, None
 
 
 class _Line:
@@ -88,6 +97,10 @@ class _Line:
 
     def __call__(self, _path: FieldPath) -> int:
         return self._line
+
+
+def _values(objects: Mapping[str, Object[Resource]]) -> dict[str, object]:
+    return {title: item.document.value for title, item in objects.items()}
 
 
 def _remembered(path: str) -> dict[str, Object[Resource]]:

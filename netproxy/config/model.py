@@ -623,7 +623,6 @@ class MeshConfigSpec(_Model):
     handshake_timeout: PositiveDuration | None = None
     pool_idle_timeout: PositiveDuration | None = None
     tcp_idle_timeout: PositiveDuration | None = None
-    drain_timeout: Duration = 45.0
     max_head_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] | None = None
     max_headers: Annotated[int, Field(ge=1, le=10_000)] | None = None
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

@@ -114,7 +114,6 @@ class Snapshot:
     vip_networks: tuple[str, ...]
     statuses: Mapping[str, ObjectStatus]
     rejected: tuple[ConfigError, ...]
-    drain_timeout_s: float
     kept: tuple[str, ...] = ()
     """Objects whose last good version is in force, since the present one can't be used."""
 
@@ -128,13 +127,6 @@ def build_snapshot(
 ) -> Snapshot:
     """`rejected` are the errors of reading and validation: they get a status, and lead `Snapshot.rejected`."""
     return _Build(tuple(objects), context, list(rejected)).run()
-
-
-def diff(old: Snapshot | None, new: Snapshot) -> tuple[tuple[Shard, ...], tuple[str, ...]]:
-    """Shards that are new or changed, and keys that are gone."""
-    before: Mapping[str, Shard] = old.shards if old else {}
-    changed = tuple(shard for key, shard in new.shards.items() if before.get(key) != shard)
-    return changed, tuple(key for key in before if key not in new.shards)
 
 
 def declared_protocol(app_protocol: str, port_name: str) -> tuple[AppProtocol | None, str]:
@@ -239,6 +231,7 @@ class _Build:
         self.take_slices()
         self.resolve_endpoints()
         self.attach_routes()
+        self.infer_from_routes()
         shards = self.shards()
         self.finish_statuses()
         return Snapshot(
@@ -248,7 +241,6 @@ class _Build:
             vip_networks=(self.config.vip_cidrs.ipv4, self.config.vip_cidrs.ipv6),
             statuses=MappingProxyType(self.statuses),
             rejected=tuple(self.rejected),
-            drain_timeout_s=self.config.drain_timeout,
         )
 
     def of(self, kind: type[R]) -> list[Object[R]]:
@@ -513,6 +505,10 @@ class _Build:
     def attach_routes(self) -> None:
         for obj in self.of(model.HTTPRoute):
             spec = obj.resource.spec
+            if spec.hostnames:
+                # GEP-1294: routes of a mesh match by the Service that is called, and hostnames are ignored.
+                text = "spec.hostnames has no effect on a route whose parent is a Service: every host name matches"
+                self.warn(obj, "HostnamesIgnored", text)
             backends, resolved = self.backends(obj)
             entries = self.entries(obj, backends)
             attached: set[int] = set()
@@ -524,6 +520,18 @@ class _Build:
             none = Condition("Accepted", "False", "NoMatchingParent", "the route has no parentRefs")
             best = next((c for c in verdicts if c.status == "True"), verdicts[0] if verdicts else none)
             self.status(obj, (best, resolved), tuple(parents))
+
+    def infer_from_routes(self) -> None:
+        """What a route attaches to or sends to is HTTP: inbound must not take it for anything else."""
+        for service in self.services.values():
+            for port in service.ports.values():
+                if not port.routed:
+                    continue
+                valid = {backend for entry in port.entries for backend in entry.backends if not backend.invalid}
+                sent_to = [self.services[backend.service].ports[backend.port] for backend in valid]
+                for endpoint in (endpoint for reached in (port, *sent_to) for endpoint in reached.endpoints):
+                    if endpoint.workload:
+                        self.works[endpoint.workload].inferred.setdefault(endpoint.port, set()).add("http")
 
     def attach(
         self, obj: Object[model.HTTPRoute], ref: model.ParentRef, entries: Sequence[_Entry], attached: set[int]

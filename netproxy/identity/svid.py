@@ -67,12 +67,14 @@ class SvidStore:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(self.path(svid.identity), encode_shard(svid))
 
-    def load(self, identity: SpiffeId, *, now: float, bundle_pem: str | None = None) -> SvidShard | None:
+    def load(
+        self, identity: SpiffeId, *, now: float, bundle_pem: str | None = None, due: bool = False
+    ) -> SvidShard | None:
         """What was saved, with `bundle_pem` in place of its own bundle if given.
 
-        None when there is none or it is due for replacement (a third of its life left). Raises IdentityError, which
-        names the file, when it can't be used: not readable, of another identity, key and certificate do not match,
-        not signed by a root of the bundle.
+        None when there is none or it is due for replacement (a third of its life left; `due`: take that too, for when
+        nobody could replace it). Raises IdentityError, which names the file, when it can't be used: not readable, of
+        another identity, key and certificate do not match, not signed by a root of the bundle, expired.
         """
         path = self.path(identity)
         try:
@@ -81,7 +83,7 @@ class SvidStore:
             if bundle_pem is not None:
                 svid = dataclasses.replace(svid, bundle_pem=bundle_pem)
             not_before, not_after = validity(svid.chain_pem)
-            if not_after - now <= (not_after - not_before) * _MIN_LIFE_LEFT:
+            if not due and not_after - now <= (not_after - not_before) * _MIN_LIFE_LEFT:
                 return None
             _check(svid, identity, not_after, now)
         except FileNotFoundError:
@@ -89,9 +91,6 @@ class SvidStore:
         except (IdentityError, OSError, ValueError) as exc:
             raise IdentityError(f"{path}: {exc}") from exc
         return svid
-
-    def forget(self, identity: SpiffeId) -> None:
-        self.path(identity).unlink(missing_ok=True)
 
 
 def _check(svid: SvidShard, identity: SpiffeId, not_after: float, now: float) -> None:

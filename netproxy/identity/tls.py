@@ -104,14 +104,6 @@ class TlsStream:
         der = self.peer_certificate_der()
         return None if der is None else hashlib.sha256(der).hexdigest()
 
-    def peer_identity(self) -> SpiffeId | None:
-        """None also when the certificate is trusted but no X509-SVID; `require_identity` says why."""
-        der = self.peer_certificate_der()
-        try:
-            return None if der is None else identity_of_der(der)
-        except IdentityError:
-            return None
-
     async def wait_handshake(self, timeout_s: float) -> None:
         """Raises IdentityError when it fails or takes longer; the stream is closed then, as when this is cancelled."""
         if self._error is not None:
@@ -444,7 +436,6 @@ class ContextCache:
         self._limit = limit
         self._contexts: OrderedDict[tuple[Literal["server", "client"], tuple[str, ...], SvidShard], ssl.SSLContext]
         self._contexts = OrderedDict()
-        self._built = 0
 
     def server(self, svid: SvidShard, alpn: tuple[str, ...] = MESH_ALPN) -> ssl.SSLContext:
         return self._get("server", svid, alpn)
@@ -457,15 +448,11 @@ class ContextCache:
         for key in [key for key in self._contexts if key[2].identity == identity]:
             del self._contexts[key]
 
-    def statistics(self) -> dict[str, int]:
-        return {"contexts": len(self._contexts), "limit": self._limit, "built": self._built}
-
     def _get(self, role: Literal["server", "client"], svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLContext:
         key = (role, alpn, svid)
         context = self._contexts.get(key)
         if context is None:
             context = server_context(svid, alpn) if role == "server" else client_context(svid, alpn)
-            self._built += 1
             self._contexts[key] = context
             if len(self._contexts) > self._limit:
                 self._contexts.popitem(last=False)

@@ -65,15 +65,6 @@ def bundle_pem(roots: Iterable[x509.Certificate]) -> str:
     return "".join(unique[der].public_bytes(Encoding.PEM).decode() for der in sorted(unique))
 
 
-def merge_bundles(*pems: str, now: float, trust_domain: str | None = None) -> str:
-    """All roots of all bundles that have not expired. Raises IdentityError when none is left."""
-    roots = [root for pem in pems for root in parse_bundle(pem, trust_domain=trust_domain)]
-    live = [root for root in roots if root.not_valid_after_utc > utc(now)]
-    if not live:
-        raise IdentityError("every root of the bundle has expired")
-    return bundle_pem(live)
-
-
 def verify_chain(chain_pem: str, bundle: str, *, now: float) -> x509.Certificate:
     """The leaf of a chain that leads to a root of `bundle` and is valid now. Raises IdentityError.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -48,6 +48,8 @@ class Condition:
     """(role, slot) -> ready."""
     config_ok: bool
     config_age_s: float
+    repairs: dict[str, int] = field(default_factory=dict)
+    """Workload -> how often its rules or routes had to be put back."""
 
 
 class _Collector:
@@ -148,6 +150,12 @@ def _condition(now: Condition) -> Iterator[Metric]:
     for workload, (mechanism, policy, state) in now.steering.items():
         steering.add_metric((workload, mechanism, policy, state), 1)
     yield steering
+    repairs = CounterMetricFamily(
+        "netproxy_steering_repairs", "Times that rules or routes were found changed and put back.", labels=("workload",)
+    )
+    for workload, count in now.repairs.items():
+        repairs.add_metric((workload,), count)
+    yield repairs
     certificates = GaugeMetricFamily(
         "netproxy_certificate_not_after_seconds", "End of validity of a local SVID.", labels=("identity",)
     )

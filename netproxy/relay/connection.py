@@ -50,6 +50,7 @@ from .exchange import (
     problem,
     request_for_upstream,
     response_for_downstream,
+    without_ours,
     xfcc_value,
 )
 from .services import Facts, Services
@@ -117,7 +118,8 @@ class HttpConnection:
         if self._linger_until:
             self._linger_left -= len(data)
             if self._linger_left < 0:
-                self.stream.abort()
+                # What it still sends waits in the kernel until `_linger_until`: a reset would overtake our answer.
+                self.stream.pause_reading()
             return
         self._activity = self.services.now()
         try:
@@ -485,7 +487,8 @@ class Exchange:
         self._forward(event)
 
     def request_trailers(self, event: Trailers) -> None:
-        self._forward(event)
+        if headers := without_ours(event.headers):
+            self._forward(Trailers(1, headers))
 
     def request_end(self, event: End) -> None:
         self._request_sent = True
@@ -497,6 +500,7 @@ class Exchange:
         if self._response_started:
             self._finish(reason, reset=True)
         else:
+            self._connection.announce_close()
             self._status = self._connection.answer(reason, exc.detail, "", (), exc.status)
             self._finish(reason, must_close=True)
 
@@ -539,8 +543,11 @@ class Exchange:
                     self._response_done = True
                     self._connection.send(event)
                     self._response_end()
-                case Informational() | Trailers():
-                    self._connection.send(event)
+                case Informational():
+                    self._connection.send(event._replace(headers=without_ours(event.headers)))
+                case Trailers():
+                    if headers := without_ours(event.headers):
+                        self._connection.send(Trailers(1, headers))
                 case Reset():
                     self._fail(Reason.UPSTREAM_CLOSED, event.detail)
         except LocalProtocolError as exc:
@@ -554,8 +561,8 @@ class Exchange:
             upstream.idle()
             self._finish(Reason.OK)
         else:
-            # An early answer: the endpoint does not want the rest of the body.
-            upstream.close()
+            # An early answer: the endpoint does not want the rest of the body. It may never read what is queued for it.
+            upstream.abort()
             self._finish(Reason.OK, must_close=True)
 
     def upstream_gone(self, reason: Reason, detail: str) -> None:
@@ -581,8 +588,11 @@ class Exchange:
         self._fail(Reason.UPSTREAM_TIMEOUT, f"not answered within {timeout_s:g} s")
 
     def _refuse(self, reason: Reason, detail: str, decided_by: str = "") -> None:
+        must_close = reason is Reason.NOT_IMPLEMENTED
+        if must_close:
+            self._connection.announce_close()
         self._status = self._connection.answer(reason, detail, decided_by, ())
-        self._finish(reason, must_close=self._status == 501)
+        self._finish(reason, must_close=must_close)
 
     def _fail(self, reason: Reason, detail: str) -> None:
         if self._done:
@@ -593,6 +603,8 @@ class Exchange:
             return
         tried = [str(self._key.endpoint)] if self._key is not None else []
         decided_by = self._choice.rule if self._choice is not None else ""
+        if not self._request_sent:
+            self._connection.announce_close()
         self._status = self._connection.answer(reason, detail, decided_by, tried)
         self._finish(reason, must_close=not self._request_sent)
 

@@ -6,11 +6,14 @@ Edits of a request (documented in docs, tested octet by octet):
   ``trailers``, ``upgrade`` (RFC 9110 section 7.6.1). ``transfer-encoding`` stays as framing.
 * an absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2); that of an
   OPTIONS request becomes ``*`` when it has neither path nor query (RFC 9112 section 3.2.4).
-* ``x-forwarded-client-cert`` goes; inbound with mesh TLS it is set from the verified certificate.
+* ``x-forwarded-client-cert`` goes, however its words are joined, since gateways like CGI and WSGI make one name of
+  ``x-a`` and ``x_a``; inbound with mesh TLS it is set from the verified certificate.
 * an HTTP/1.0 request without ``host`` gets the address that was dialled: what goes on is HTTP/1.1.
 
 Edits of a response: hop-by-hop fields go, ``x-netproxy-reason`` goes unless another agent said it (it arrived by mesh
 TLS; that agent has removed the application's).
+
+Trailers, and the fields of a 1xx answer, pass without either of the two: no agent sends them there.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from ..errors import Reason
 
 XFCC = b"x-forwarded-client-cert"
 REASON_HEADER = b"x-netproxy-reason"
+_JOINED_ANYHOW = bytes(octet if chr(octet).isascii() and chr(octet).isalnum() else 0x2D for octet in range(256))
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade"))
 _REQUEST_DROPS = _HOP_BY_HOP | {XFCC}
 _RESPONSE_DROPS = _HOP_BY_HOP | {REASON_HEADER}
@@ -42,7 +46,7 @@ def request_for_upstream(head: RequestHead, xfcc: bytes = b"", dialled: bytes = 
     """The request as it goes on. `xfcc`: value of x-forwarded-client-cert, or b"". `dialled`: Host if there is none."""
     drops = _REQUEST_DROPS | _named_by_connection(head.headers)
     target, authority = origin_form(head.target)
-    headers = [(name, value) for name, value in head.headers if name not in drops]
+    headers = [field for field in head.headers if field[0] not in drops and not _is_xfcc(field[0])]
     if authority:
         headers = [(b"host", authority), *(h for h in headers if h[0] != b"host")]
         if head.method == b"OPTIONS" and head.target.endswith(b"://" + authority):
@@ -54,6 +58,15 @@ def request_for_upstream(head: RequestHead, xfcc: bytes = b"", dialled: bytes = 
     if xfcc:
         headers.append((XFCC, xfcc))
     return RequestHead(1, head.method, target, headers)
+
+
+def _is_xfcc(name: bytes) -> bool:
+    return len(name) == len(XFCC) and name.translate(_JOINED_ANYHOW) == XFCC
+
+
+def without_ours(headers: Headers) -> Headers:
+    """Trailers, or the fields of a 1xx answer, without what only agents may say."""
+    return [field for field in headers if field[0] != REASON_HEADER and not _is_xfcc(field[0])]
 
 
 def _wants_trailers(te: bytes) -> bool:

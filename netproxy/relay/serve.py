@@ -15,6 +15,10 @@ anything else          relayed, or refused under ``outboundPolicy: deny``
 Inbound, by the first octets: mesh TLS is terminated and its ALPN says what is inside. Without it: under
 STRICT refused (HTTP gets an answer that says why), else HTTP or relayed. Silence is waited for longer under
 STRICT, since there the server never speaks first.
+
+What began as HTTP may and then stopped is HTTP where the port is not ``tcp``. What is relayed inbound on an ``auto``
+port (the client was silent, or its agent found no HTTP) is guarded: a request that comes later ends it, since its
+``x-forwarded-client-cert`` would reach the application as the client wrote it.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ from .services import Facts, Services
 from .tcp import TcpRelay
 
 ALPN_TCP = "netproxy/tcp"
+_HTTP = (Protocol.HTTP1, Protocol.STALLED_HTTP)
+_GAVE_UP = (None, Protocol.STALLED_HTTP, Protocol.STALLED)
 
 
 class Server:
@@ -95,15 +101,15 @@ class Server:
             else:
                 declared = "tcp"
         verdict = await detect(sock, tables.mesh.detect_timeout_s) if declared != "tcp" else Protocol.OPAQUE
-        if declared == "http" and verdict not in (None, Protocol.HTTP1):
+        if declared == "auto":
+            self._count_timeout(facts, verdict)
+        if declared == "http" and verdict not in (None, *_HTTP):
             self._refuse(sock, facts, Reason.PROTOCOL_MISMATCH)
             return
         stream = await tcp_accepted(self._services.loop, sock, None, high_water=tables.mesh.buffer_bytes)
-        if declared == "http" or (declared == "auto" and verdict is Protocol.HTTP1):
+        if declared == "http" or (declared == "auto" and verdict in _HTTP):
             HttpConnection(stream, facts, self._services)
         else:
-            if declared == "auto" and verdict is None:
-                self._services.recorder.arena.count("protocol_detection_timeouts", detail=str(dst))
             await self._relay(stream, facts)
 
     # -- inbound ------------------------------------------------------------------------------------
@@ -113,10 +119,12 @@ class Server:
         strict = facts.shard.port_mtls.get(dst.port, facts.shard.mtls) == "STRICT"
         declared = declared_protocol(facts.shard, dst.port, mesh.opaque_ports)
         verdict = await detect(sock, mesh.header_timeout_s if strict else mesh.detect_timeout_s)
+        if declared == "auto":
+            self._count_timeout(facts, verdict)
         if strict and verdict not in (Protocol.MESH_TLS, Protocol.HTTP1):
             self._refuse(sock, facts, Reason.MTLS_REQUIRED)
             return
-        if declared == "http" and verdict not in (None, Protocol.MESH_TLS, Protocol.HTTP1):
+        if declared == "http" and verdict not in (None, Protocol.MESH_TLS, *_HTTP):
             self._refuse(sock, facts, Reason.PROTOCOL_MISMATCH)
             return
         stream: Stream = await tcp_accepted(self._services.loop, sock, None, high_water=mesh.buffer_bytes)
@@ -130,14 +138,14 @@ class Server:
                 self._refuse_stream(stream, facts, Reason.PROTOCOL_MISMATCH)
                 return
         else:
-            http = declared != "tcp" and (verdict is Protocol.HTTP1 or declared == "http")
+            http = declared != "tcp" and (verdict in _HTTP or declared == "http")
         if http:
             # Without mesh TLS under STRICT each request is refused with the reason.
             HttpConnection(stream, facts, self._services)
         elif strict and not facts.peer:
             self._refuse_stream(stream, facts, Reason.MTLS_REQUIRED)
         else:
-            await self._relay(stream, facts)
+            await self._relay(stream, facts, guarded=declared == "auto")
 
     async def _terminate(self, stream: Stream, facts: Facts) -> TlsStream | None:
         """Mesh TLS as this workload; fills in the peer's identity. None: it failed and is closed."""
@@ -160,7 +168,7 @@ class Server:
 
     # -- both ---------------------------------------------------------------------------------------
 
-    async def _relay(self, stream: Stream, facts: Facts) -> None:
+    async def _relay(self, stream: Stream, facts: Facts, *, guarded: bool = False) -> None:
         services = self._services
         stream.pause_reading()
         choice: Choice | None = None
@@ -191,7 +199,12 @@ class Server:
             endpoint=state,
             parties=parties(facts, services, choice),
             security=security(facts, choice),
+            guarded=guarded,
         )
+
+    def _count_timeout(self, facts: Facts, verdict: Protocol | None) -> None:
+        if verdict in _GAVE_UP:
+            self._services.recorder.arena.count("protocol_detection_timeouts", detail=str(facts.dst))
 
     def _count(self, facts: Facts, reason: Reason, choice: Choice | None = None) -> None:
         who = parties(facts, self._services, choice)

@@ -3,10 +3,14 @@
 A direction ends with its reader's end of stream, which is passed on as such. When both have ended, both
 streams are closed; when one breaks, the other is reset, so that nobody takes a torn connection for a
 complete one.
+
+A guarded relay looks at the client's first octets until they are decided: an HTTP/1 request ends it with
+PROTOCOL_MISMATCH before a single field has passed. Nothing is held back meanwhile, so no protocol waits for it.
 """
 
 from __future__ import annotations
 
+from ..accept.sniff import Protocol, sniff
 from ..decide.route import EndpointState
 from ..errors import Reason
 from ..observe.record import Parties
@@ -18,7 +22,7 @@ from .services import Facts, Services
 class _Side:
     """Sink of one stream; what it receives goes to `peer`'s stream."""
 
-    __slots__ = ("ended", "moved", "peer", "relay", "stream")
+    __slots__ = ("ended", "guarded", "moved", "peer", "relay", "stream")
 
     peer: _Side
 
@@ -27,11 +31,24 @@ class _Side:
         self.stream = stream
         self.moved = 0
         self.ended = False
+        self.guarded: bytes | None = None
+        """What came while its verdict is open, at most one read more than is ever sniffed; None: no guard."""
 
     def data_received(self, data: bytes) -> None:
+        if self.guarded is not None and not self._admits(data):
+            self.relay.finish(Reason.PROTOCOL_MISMATCH)
+            return
         self.moved += len(data)
         self.relay.active = True
         self.peer.stream.write(data)
+
+    def _admits(self, data: bytes) -> bool:
+        assert self.guarded is not None
+        self.guarded += data
+        verdict = sniff(self.guarded)
+        if verdict is not None:
+            self.guarded = None
+        return verdict is not Protocol.HTTP1
 
     def eof_received(self) -> None:
         self.ended = True
@@ -51,7 +68,7 @@ class _Side:
 
 
 class TcpRelay:
-    """Takes over both streams. `endpoint` counts one outstanding until the end."""
+    """Takes over both streams. `endpoint` counts one outstanding until the end; `guarded`: no HTTP/1 may come."""
 
     def __init__(
         self,
@@ -63,6 +80,7 @@ class TcpRelay:
         endpoint: EndpointState,
         parties: Parties,
         security: str,
+        guarded: bool = False,
     ) -> None:
         self.workload = facts.workload
         self._facts = facts
@@ -77,6 +95,8 @@ class TcpRelay:
         self._down = _Side(self, downstream)
         self._up = _Side(self, upstream)
         self._down.peer, self._up.peer = self._up, self._down
+        if guarded:
+            self._down.guarded = b""
         services.live.add(self)
         services.recorder.opened()
         services.recorder.connection_opened(parties, security)

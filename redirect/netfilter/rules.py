@@ -11,8 +11,12 @@
 Why only SYN in output: conntrack picks up connections in their middle, and NAT would then redirect the first packet
 it sees of a connection older than the rules. Why all TCP in prerouting: tproxy prefers an established socket and
 leaves the packet alone unless that socket is transparent, so older connections keep their app and later ones their
-proxy. Why not IPv6 link-local: SO_ORIGINAL_DST does not say the interface, so the proxy could not dial it. Why the
-other family passes first, instead of a family in each rule: nft leaves the family out when it lists a reset.
+proxy. Why IPv6 link-local is left alone in output: SO_ORIGINAL_DST does not say the interface, so the proxy could not
+dial it. Why not in prerouting: any neighbour could dial it, past all that the proxy demands. There it comes to the
+proxy, which cannot dial it onwards either, and so refuses it: over link-local an app is not reachable.
+
+Why the other family passes first, instead of a family in each rule: nft leaves the family out when it lists a reset. It
+is one which the namespace does not have at all (`redirect.observed.reachable`).
 """
 
 from __future__ import annotations

@@ -128,7 +128,10 @@ HEADS = {
     "a large field": (GET + b"a: " + b"b" * 20_000 + b"\r\n\r\n", 431),
     "a head of one MiB": (GET + b"a: b\r\n" * 170_000, 431),
     "many fields": (GET + b"a: b\r\n" * (FIELD_LIMIT + 1) + b"\r\n", 431),
-    "empty lines": (b"\r\n" * 1000 + GET + b"\r\n", None),
+    "empty lines": (b"\r\n" * 1000 + GET + b"\r\n", 400),
+    "LF before the request": (b"\n" + GET + b"\r\n", 400),
+    "blank before the request": (b" " + GET + b"\r\n", 400),
+    "tab in the request line": (b"GET\t/ HTTP/1.1\r\nhost: web\r\n\r\n", 400),
 }
 """Octets, and the status they are answered with; None: no HTTP at all, the connection is closed."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from examples.stage import Pod, wait_for
-from tests.e2e.mesh import NAMESPACE, Answer, HttpClient, Journal, Mesh, Truncated, get, reset_on_close
+from tests.e2e.mesh import NAMESPACE, Answer, HttpClient, Journal, Mesh, Truncated, get, reset_on_close, socket_in
 
 SPIFFE = f"spiffe://cluster.local/ns/{NAMESPACE}/sa/"
 WEB, WEB6 = "240.240.0.10", "fd00:240::10"
@@ -61,6 +63,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             made.service(name, number, name)
         made.service("refused", 20, "web", target=9999)
         made.service("empty", 21, "nobody")
+        made.service("abrupt", 25, "web", target=9413)
         for number, name in enumerate(("timed", "routed", "half"), 22):
             made.service(name, number, "web")
         any_path = {"matches": [{"path": {"value": "/"}}]}
@@ -308,6 +311,37 @@ def test_early_answer(web: Web) -> None:
         answer = client.answer()
         assert (answer.status, answer.body) == (413, b"too large")
         assert client.at_end()
+
+
+def test_early_answer_of_an_application_that_closes_at_once(web: Web) -> None:
+    """With most of the upload unread, so its own kernel resets the connection right behind the answer."""
+    uploads, size = 10, 26_000_000
+
+    def refuse_all() -> None:
+        for _ in range(uploads):
+            sock, _ = server.accept()
+            with sock:
+                seen = b""
+                while b"\r\n\r\n" not in seen:
+                    seen += sock.recv(1000)
+                sock.sendall(b"HTTP/1.1 413 No\r\ncontent-length: 9\r\n\r\ntoo large")
+
+    with socket_in(web.server, socket.AF_INET) as server:
+        server.settimeout(20)
+        server.bind(("0.0.0.0", 9413))
+        server.listen()
+        thread = threading.Thread(target=refuse_all)
+        thread.start()
+        found = []
+        for _ in range(uploads):
+            with HttpClient(web.client, "240.240.0.25") as client:
+                client.send(f"POST / HTTP/1.1\r\nhost: web\r\ncontent-length: {size}\r\n\r\n".encode())
+                with contextlib.suppress(ConnectionError):
+                    client.send(bytes(size))
+                answer = client.answer()
+                found.append((answer.status, answer.body, answer.get("connection")))
+        thread.join()
+    assert found == [(413, b"too large", "close")] * uploads
 
 
 def test_upload_that_the_client_breaks_off(web: Web) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from examples.stage import WIRE, Node, Pod
+from examples.stage import WIRE, Node, Pod, wait_for
 from tests.e2e.mesh import Answer, HttpClient, Journal, Mesh, dial, get, socket_in
 
 MARKER = "marker-5f0c2e7d91"
@@ -140,6 +142,7 @@ class Vault:
         self.client = mesh.pod("client")
         self.outside = mesh.pod("outside", attach=False)
         self.servers: dict[str, Pod] = {}
+        self.received: dict[str, list[bytearray]] = {}
         mesh.put(mesh.mesh_config(detectTimeout="300ms"))
         for (app, number), mode in zip(APPS.items(), ("STRICT", "PERMISSIVE", "DISABLE"), strict=True):
             pod = self.servers[app] = mesh.pod(app, 1)
@@ -153,6 +156,29 @@ class Vault:
             )
             mesh.serve(pod, "origin", "8080", str(self.journal(app).path), app)
             mesh.serve(pod, "opaque", "9000", str(self.journal(f"{app}-tcp").path), "echo", port=9000)
+            self.listen(pod, app)
+
+    def listen(self, pod: Pod, app: str) -> None:
+        """Port 7070, of no Service: whatever comes is kept, and answered when it looks like a head."""
+        server = socket_in(pod, socket.AF_INET)
+        server.bind(("0.0.0.0", 7070))
+        server.listen(64)
+        self.received[app] = []
+
+        def keep(sock: socket.socket) -> None:
+            with sock, contextlib.suppress(OSError):
+                seen = bytearray()
+                self.received[app].append(seen)
+                while b"\r\n\r\n" not in seen.lstrip() and (data := sock.recv(65536)):
+                    seen += data
+                sock.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=keep, args=(server.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
 
     def journal(self, name: str) -> Journal:
         return Journal(self.mesh.stage.folder / f"{name}.journal")
@@ -250,6 +276,45 @@ def test_permissive_takes_both(vault: Vault) -> None:
             assert answer.status == 200
             assert any(key == XFCC for key, _ in answer.json()["headers"]) is known
             assert MARKER.encode() in talk_tcp(where, host)
+
+
+FORGED = f"x: y\r\n{XFCC}: URI=spiffe://cluster.local/ns/shop/sa/admin\r\n\r\n".encode()
+OPENINGS = {
+    "late": (b"", b"GET / HTTP/1.1\r\nhost: web\r\n"),
+    "half a word, late": (b"G", b"ET / HTTP/1.1\r\nhost: web\r\n"),
+    "two line ends": (b"\r\n\r\nGET / HTTP/1.1\r\nhost: web\r\n", b""),
+    "a line end of one octet": (b"\nGET / HTTP/1.1\r\nhost: web\r\n", b""),
+    "a long method": (b"M" * 40 + b" / HTTP/1.1\r\nhost: web\r\n", b""),
+    "a tab": (b"GET\t/ HTTP/1.1\r\nhost: web\r\n", b""),
+}
+"""What comes before the detection gives up, and what comes after it."""
+
+
+def timeouts(mesh: Mesh) -> float:
+    return sum(agent.metric("netproxy_events_total", event="protocol_detection_timeouts") for agent in mesh.agents)
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+@pytest.mark.parametrize(("where", "app"), [("outside", "loose"), ("client", "loose"), ("client", "strict")])
+def test_nobody_forges_the_identity_header(vault: Vault, where: str, app: str, opening: str) -> None:
+    """On a port of which nobody has said what it speaks."""
+    client, server = getattr(vault, where), vault.servers[app]
+    first, late = OPENINGS[opening]
+    before = timeouts(vault.mesh)
+    with dial(client, server.ip, 7070) as sock:
+        if late:
+            sock.sendall(first)
+            wait_for(lambda: timeouts(vault.mesh) > before, "the detection to give up")
+        found = b""
+        try:
+            sock.sendall(late + FORGED if late else first + FORGED)
+            while b"\r\n\r\n" not in found and (data := sock.recv(65536)):
+                found += data
+        except ConnectionError:
+            pass
+    # Refused, or let through as the HTTP that it is: without the field, or with the true one.
+    assert found == b"" or found.startswith((b"HTTP/1.1 204 ", b"HTTP/1.1 400 ", b"HTTP/1.1 403 "))
+    assert not [octets for octets in vault.received[app] if b"sa/admin" in octets]
 
 
 def test_disabled_takes_plaintext_from_anybody(vault: Vault) -> None:

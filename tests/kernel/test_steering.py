@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from redirect import Applied, Ports, RedirectError, Steering, families, observe, remove, steer
+from redirect import Applied, Ports, RedirectError, Steering, dialable, observe, reachable, remove, steer
 from redirect.apply import execute
 from redirect.netfilter.rules import Chain, FromInterface, Pass, Rule
 from redirect.netns import identity, inside, open_netns
@@ -315,6 +315,59 @@ def test_inbound_connects_reach_the_transparent_listener(world: World, policy: F
         exchange(client, server)
         listener.close()
         exchange(client, server)
+
+
+@pytest.fixture
+def link_local() -> Iterator[World]:
+    """IPv4 only, as it is configured; IPv6 has link-local addresses, which came by themselves."""
+    with ExitStack() as stack:
+        world = make_world(stack, frozenset({4}))
+        for namespace in (world.pod, world.peer):
+            namespace.run("ip", "addr", "add", "fe80::7/64" if namespace is world.pod else "fe80::1/64",
+                          "dev", "eth0", "nodad")  # fmt: skip
+        yield world
+
+
+def dial_link_local(world: World, where: Namespace, address: str) -> socket.socket:
+    sock = world.keep(where.socket(6))
+    with inside(where.fd):
+        scope = socket.if_nametoindex("eth0")
+    sock.connect((address, 8080, 0, scope))
+    return sock
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_link_local_does_not_lead_past_the_listener(link_local: World, policy: FailurePolicy) -> None:
+    world = link_local
+    assert dialable(world.pod.fd) == {4}
+    assert reachable(world.pod.fd) == {4, 6}
+    app, listener = world.keep(world.pod.listener(6, "::", 8080)), world.inbound(6)
+    world.steer(replace(world.steering(policy), families=reachable(world.pod.fd)))
+    client = dial_link_local(world, world.peer, "fe80::7")
+    server = world.accept(listener)
+    assert server.getsockname()[:2] == ("fe80::7", 8080)
+    exchange(client, server)
+    assert not pending(app)
+    # What the pod itself dials is left alone: its interface would be lost.
+    far = world.keep(world.peer.listener(6, "::", 8080))
+    exchange(dial_link_local(world, world.pod, "fe80::1"), world.accept(far))
+
+
+def test_closed_refuses_link_local_when_nobody_listens(link_local: World) -> None:
+    world = link_local
+    app = world.keep(world.pod.listener(6, "::", 8080))
+    world.steer(replace(world.steering("closed"), families=reachable(world.pod.fd)))
+    with pytest.raises(ConnectionRefusedError):
+        dial_link_local(world, world.peer, "fe80::7")
+    assert not pending(app)
+
+
+def test_without_ipv6_only_ipv4_can_arrive(link_local: World) -> None:
+    pod = link_local.pod
+    pod.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    assert reachable(pod.fd) == {4}
+    pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=0")
+    assert reachable(pod.fd) == {4, 6}
 
 
 def test_excluded_inbound_ports_reach_the_app(world: World) -> None:
@@ -674,13 +727,13 @@ def test_nobody_else_can_change_an_owned_table(dual: World) -> None:
 
 
 def test_families_are_those_with_a_routable_address(world: World) -> None:
-    assert families(world.pod.fd) == world.families
+    assert dialable(world.pod.fd) == world.families
 
 
 def test_an_empty_namespace_has_no_family_and_lo_is_brought_up() -> None:
     with ExitStack() as stack:
         namespace = make_namespace(stack, "bare")
-        assert families(namespace.fd) == frozenset()
+        assert dialable(namespace.fd) == frozenset()
         assert not observe(namespace.fd, NODE).lo_up
         assert steer(namespace.fd, Steering(NODE, frozenset({4}), "closed")).changed
         assert "LOOPBACK,UP" in namespace.run("ip", "link", "show", "lo")

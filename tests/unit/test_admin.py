@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import os
+import socket
 import stat
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -89,6 +92,44 @@ def test_status_and_what_does_not_exist(settings: NodeSettings) -> None:
             assert response.status == 405
 
     run(settings, main)
+
+
+def test_a_port_that_is_taken_keeps_nobody_waiting(settings: NodeSettings) -> None:
+    other = socket.create_server(("127.0.0.1", 0))
+    port = other.getsockname()[1]
+
+    async def main() -> None:
+        admin = Admin(Source(), dataclasses.replace(settings, admin_port=port, metrics_port=port), retry_s=0.001)
+        await admin.start()
+        try:
+            connector = aiohttp.UnixConnector(settings.admin_socket)
+            async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
+                assert (await session.get("/healthz")).status == 200
+            other.close()
+            async with asyncio.timeout(5), aiohttp.ClientSession() as session:
+                while True:
+                    with contextlib.suppress(aiohttp.ClientConnectionError):
+                        assert (await session.get(f"http://127.0.0.1:{port}/healthz")).status == 200
+                        break
+                    await asyncio.sleep(0)
+        finally:
+            await admin.stop()
+
+    asyncio.run(main())
+
+
+def test_a_successors_socket_stays(settings: NodeSettings) -> None:
+    async def main() -> None:
+        old, new = Admin(Source(), settings), Admin(Source(), settings)
+        await old.start()
+        await new.start()
+        await old.stop()
+        connector = aiohttp.UnixConnector(settings.admin_socket)
+        async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
+            assert (await session.get("/healthz")).status == 200
+        await new.stop()
+
+    asyncio.run(main())
 
 
 def test_the_socket_is_ours_alone_and_replaces_an_old_one(settings: NodeSettings) -> None:

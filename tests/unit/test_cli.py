@@ -7,6 +7,7 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import yaml
 from typer.testing import CliRunner
 
 from netproxy import __version__
-from netproxy.cli import app
+from netproxy.cli import app, check, clean
 from netproxy.cli.options import default_node, node_name
+from redirect import Observed, Removed
+from redirect.plan import Table
+from redirect.probe import Probe
 
 BOOKSHOP = Path(__file__).parents[2] / "examples" / "bookshop"
 VERBS = sorted(str(command.name) for command in app.registered_commands)
@@ -100,6 +104,34 @@ def test_errors_for_programs(cli: CliRunner, tmp_path: Path, output: str, parse:
     assert all(error["file"] == str(path) for error in result["errors"])
 
 
+HALF = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 99999}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{group: "", kind: Service, name: none}], rules: [{backendRefs: [{name: none, port: 80}]}]}
+"""
+"""A Service that is invalid, and a valid route whose parent does not exist."""
+
+
+def test_only_what_is_accepted_counts_and_nothing_is_said_twice(cli: CliRunner, tmp_path: Path) -> None:
+    path = tmp_path / "half.yaml"
+    path.write_text(HALF)
+    found = cli.invoke(app, ["validate", "-f", str(path)])
+    assert found.exit_code == 2
+    assert found.stdout == "0 objects accepted, 1 error, 2 warnings\n"
+    lines = found.stderr.splitlines()
+    assert [line.startswith("warning: ") for line in lines] == [False, True, True]
+    assert sum("Service shop/web" in line for line in lines) == 1
+    assert "Accepted NoMatchingParent" in lines[1]
+    result = json.loads(cli.invoke(app, ["validate", "-f", str(path), "-o", "json"]).stdout)
+    assert (result["accepted"], result["rejected"], len(result["warnings"])) == (0, 1, 2)
+
+
 def test_a_path_that_is_not_there(cli: CliRunner, tmp_path: Path) -> None:
     found = cli.invoke(app, ["validate", "-f", str(tmp_path / "none")])
     assert found.exit_code == 2
@@ -127,6 +159,7 @@ STATUS: dict[str, Any] = {
     "engine": {"http1": "reference"},
     "config": {"path": "/etc/mesh", "age_s": 1.0, "error": ""},
     "identity_error": "",
+    "state_error": "",
     "supervisor_pid": 1,
     "workloads": [
         {
@@ -234,3 +267,98 @@ def test_status_of_an_agent_that_answers_nonsense(cli: CliRunner, tmp_path: Path
 
 def test_clean_without_anything_to_clean(cli: CliRunner, tmp_path: Path) -> None:
     assert cli.invoke(app, ["clean", "--all", "--run-root", str(tmp_path)]).exit_code == 0
+
+
+def test_clean_keeps_the_lock_that_a_starting_agent_may_wait_for(cli: CliRunner, tmp_path: Path) -> None:
+    folder = tmp_path / "node-a"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("lock", "supervisor.pid", "journal.json"):
+        (folder / name).touch()
+    inode = (folder / "lock").stat().st_ino
+    found = cli.invoke(app, ["clean", "--node", "node-a", "--run-root", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    assert [(path.name, path.stat().st_ino) for path in folder.iterdir()] == [("lock", inode)]
+
+
+@pytest.mark.parametrize("left", [(), ("netproxy-node-a-g1",)])
+def test_clean_says_what_it_removed_and_what_it_could_not(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]
+) -> None:
+    (tmp_path / "node-a").mkdir()
+    netns = tmp_path / "pod"
+    netns.touch()
+    entry = {"netns": str(netns), "dev": 1, "ino": 1}
+    (tmp_path / "node-a" / "journal.json").write_text(json.dumps({"workloads": {"shop/web-1": entry}}))
+    tables = (Table("netproxy-node-a-g1", 1, 7, ()), Table("netproxy-node-a-g2", 2, None, ()))
+    seen = Observed("node-a", True, frozenset({"240.240.0.0/16"}), tables)
+    after = Observed("node-a", True, frozenset(), tuple(table for table in tables if table.name in left))
+    answers = iter([seen])
+    monkeypatch.setattr(clean, "_NETNS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(clean, "_OWNER_S", 0.0)
+    monkeypatch.setattr(clean, "open_netns", lambda path: os.open(path, os.O_RDONLY))
+    monkeypatch.setattr(clean, "observe", lambda _fd, _node: next(answers, after))
+    monkeypatch.setattr(clean, "remove", lambda _fd, _node: Removed(left))
+    found = cli.invoke(app, ["clean", "--node", "node-a", "--run-root", str(tmp_path)])
+    assert found.exit_code == bool(left)
+    assert found.stdout == f"{netns}: removed {'1 table' if left else '2 tables'} and 1 route\n"
+    assert ("netproxy-node-a-g1 stays" in found.stderr) == bool(left)
+    assert (tmp_path / "node-a" / "journal.json").exists() == bool(left)
+
+
+# --- check
+
+
+@pytest.fixture
+def can_steer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where all is there: what it really has, tests/kernel says."""
+    monkeypatch.setattr(check.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda _name: ModuleSpec("nftables", None, origin="there"))
+    monkeypatch.setattr(check, "probe", lambda: Probe(frozenset({4, 6}), ""))
+
+
+def check_args(root: Path, *more: str) -> list[str]:
+    return ["check", "--node", "node-a", "--run-root", str(root), "--state-root", str(root / "state"), *more]
+
+
+def findings(found: Any) -> dict[str, bool | None]:
+    return {item["name"]: item["ok"] for item in json.loads(found.stdout)["checks"]}
+
+
+@pytest.mark.usefixtures("can_steer")
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+def test_check_without_an_agent(cli: CliRunner, tmp_path: Path, output: str) -> None:
+    found = cli.invoke(app, check_args(tmp_path, "-o", output))
+    assert found.exit_code == 0, found.output
+    for text in ("nftables IPv4", "nftables IPv6", "reference (h11)", "does not run", str(tmp_path / "state")):
+        assert text in found.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_of_a_machine_that_can_not(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "probe", lambda: Probe(frozenset({4}), "IPv6: no such module"))
+    monkeypatch.setattr(check.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda _name: ModuleSpec("nftables", None, origin="there"))
+    found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
+    assert found.exit_code == 1
+    assert (findings(found)["nftables IPv4"], findings(found)["nftables IPv6"]) == (True, False)
+    assert "no such module" in found.stdout
+    monkeypatch.setattr(check.os, "geteuid", lambda: 1000)
+    found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
+    assert found.exit_code == 1
+    assert (findings(found)["root"], findings(found)["nftables"]) == (False, None)
+    (tmp_path / "state").touch()  # no folder can be made there
+    assert cli.invoke(app, check_args(tmp_path / "state" / "x")).exit_code == 1
+
+
+@pytest.mark.usefixtures("can_steer")
+@pytest.mark.parametrize(
+    ("state", "error", "ok"),
+    [("steered", "", True), ("absent", "", True), ("failed", "", False), ("steered", "disk is full", False)],
+)
+def test_check_of_an_agent(cli: CliRunner, tmp_path: Path, state: str, error: str, ok: bool) -> None:
+    status = {**STATUS, "state_error": error, "workloads": [{**STATUS["workloads"][0], "state": state}]}
+    with agent(tmp_path, json.dumps(status).encode()):
+        found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
+    assert found.exit_code == (0 if ok else 1), found.output
+    assert findings(found)["agent"] is not bool(error)
+    assert findings(found)["workload shop/web-1"] is {"steered": True, "absent": None, "failed": False}[state]

@@ -129,18 +129,27 @@ def test_no_busy_loop_over_what_is_there_already(pair: Pair) -> None:
         run(main)
 
 
-def test_silence_is_none_and_so_is_half_a_word(pair: Pair) -> None:
+@pytest.mark.parametrize(
+    ("octets", "verdict"),
+    [
+        (b"GE", Protocol.STALLED_HTTP),
+        (b"\r\n", Protocol.STALLED_HTTP),
+        (b"PRI * HT", Protocol.STALLED_HTTP),
+        (b"\x16\x03\x01", Protocol.STALLED),
+    ],
+)
+def test_silence_is_none_and_half_a_word_is_not(pair: Pair, octets: bytes, verdict: Protocol) -> None:
     client, sock = pair
 
     async def main() -> None:
         assert await detect(sock, 0.002) is None
-        client.send(b"GE")
+        client.send(octets)
         while not select.select([sock], [], [], LONG_S)[0]:
             pass
-        assert await detect(sock, 0.002) is None
+        assert await detect(sock, 0.002) is verdict
         # The next owner is woken by the octets that are there.
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
-        assert await asyncio.get_running_loop().sock_recv(sock, 10) == b"GE"
+        assert await asyncio.get_running_loop().sock_recv(sock, 10) == octets
 
     run(main)
 

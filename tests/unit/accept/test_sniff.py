@@ -23,7 +23,10 @@ OURS = ("netproxy/http/1.1", "netproxy/tcp")
         (b"G", None),
         (b"GET", None),
         (b"GET ", Protocol.HTTP1),
-        (b"CONNECT ", Protocol.HTTP1),
+        (b"PUT\t", Protocol.HTTP1),
+        (b"CONNECT ", None),
+        (b"CONNECT web:80 HTTP/1.1\r\n", Protocol.HTTP1),
+        (b'CONNECT {"verbose":false}\r\n', Protocol.OPAQUE),
         (b"PATCH /", Protocol.HTTP1),
         (b"GETX /", Protocol.HTTP1),
         (b"M-SEARCH * HTTP/1.1", Protocol.HTTP1),
@@ -32,15 +35,32 @@ OURS = ("netproxy/http/1.1", "netproxy/tcp")
         (b"PROPFIND https://h/", Protocol.HTTP1),
         (b"PROPFIND htt", None),
         (b"PROPFIND *", None),
-        (b"PROPFIND x", Protocol.OPAQUE),
+        (b"PROPFIND x", None),
+        (b"PROPFIND x\r\n", Protocol.OPAQUE),
+        (b"PROPFIND x HTTP/1.1", None),
+        (b"PROPFIND x HTTP/1.1\r\n", Protocol.HTTP1),
+        (b"propfind x http/1.1\n", Protocol.HTTP1),
+        (b"PROPFIND\t/", Protocol.HTTP1),
+        (b"PROPFIND\x1c\xa0/", Protocol.HTTP1),
         (b"a" * 24 + b" /", Protocol.HTTP1),
         (b"a" * 24, None),
-        (b"a" * 25, Protocol.OPAQUE),
+        (b"a" * 25, None),
+        (b"a" * 25 + b" /", Protocol.HTTP1),
+        (b"a" * 9000 + b" /", Protocol.HTTP1),
+        (b"a" * PEEK, Protocol.HTTP1),
+        (b"a" * PEEK + b" /", Protocol.HTTP1),
+        (b"a" * 25 + b"\r\n", Protocol.OPAQUE),
         (b"\r", None),
         (b"\r\n", None),
         (b"\r\nGET /", Protocol.HTTP1),
-        (b"\r\n\r\nGET /", Protocol.OPAQUE),
-        (b" GET /", Protocol.OPAQUE),
+        (b"\nGET /", Protocol.HTTP1),
+        (b"\r\n\r\nGET /", Protocol.HTTP1),
+        (b"\r\n" * 32 + b"GET /", Protocol.HTTP1),
+        (b"\r\n" * 32, None),
+        (b"\r\n" * 32 + b"\r", Protocol.HTTP1),
+        (b"\r\n\0", Protocol.OPAQUE),
+        (b"\r\nhello\r\n", Protocol.OPAQUE),
+        (b" GET /", Protocol.HTTP1),
         (b"get /", Protocol.HTTP1),
         # HTTP/2
         (b"P", None),
@@ -109,7 +129,17 @@ def test_a_name_that_is_no_ascii_is_nobody() -> None:
 
 
 first = st.sampled_from(
-    (b"", b"\r\n", b"GET ", b"PRI * HTTP/2.0\r\n", b"\x16", b"\x16\x03\x01", b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c")
+    (
+        b"",
+        b"\r\n",
+        b"GET ",
+        b"X y",
+        b"\n" * 63,
+        b"PRI * HTTP/2.0\r\n",
+        b"\x16",
+        b"\x16\x03\x01",
+        b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c",
+    )
 )
 data = st.builds(bytes.__add__, first, st.binary(max_size=120)) | st.text("AGETPRI */:htps\r\n", max_size=40).map(
     str.encode

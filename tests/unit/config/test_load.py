@@ -76,6 +76,21 @@ def test_what_was_removed_is_gone(tmp_path: Path) -> None:
     assert snapshot.kept == ("Service shop/api",)
 
 
+def test_a_memory_that_cant_be_written_is_told_and_written_later(tmp_path: Path) -> None:
+    mesh, memory = tmp_path / "mesh", tmp_path / "state" / "last-good.json"
+    mesh.mkdir()
+    (mesh / "a.yaml").write_text(_service("web", 1))
+    loader = Loader(mesh, str(memory))
+    assert _ports(loader.load(_CONTEXT)) == {"web": [80]}
+    assert isinstance(loader.memory_error, FileNotFoundError)
+    (mesh / "a.yaml").write_text(_service("web", 1, "eighty"))
+    assert loader.load(_CONTEXT).kept == ("Service shop/web",)
+    memory.parent.mkdir()
+    loader.save()
+    assert loader.memory_error is None
+    assert _ports(Loader(mesh, str(memory)).load(_CONTEXT)) == {"web": [80]}
+
+
 def test_the_memory_survives_a_restart(tmp_path: Path) -> None:
     mesh, memory = tmp_path / "mesh", str(tmp_path / "last-good.json")
     mesh.mkdir()

@@ -25,7 +25,7 @@ from netproxy.config.shard import (
     decode_shard,
     encode_shard,
 )
-from netproxy.config.snapshot import Context, Snapshot, build_snapshot, declared_protocol, diff
+from netproxy.config.snapshot import Context, Snapshot, build_snapshot, declared_protocol
 from netproxy.config.validate import validate
 
 from .meshes import attached, build, mtls, route, service, slice_of, to, workload
@@ -69,7 +69,7 @@ def test_an_empty_mesh() -> None:
     snapshot = build("")
     assert snapshot.shards == {"mesh": MeshShard()}
     assert snapshot.mesh == MeshShard()
-    assert (snapshot.rejected, snapshot.local_workloads, snapshot.drain_timeout_s) == ((), (), 45.0)
+    assert (snapshot.rejected, snapshot.local_workloads) == ((), ())
     assert snapshot.vip_networks == ("240.240.0.0/16", "fd00:240::/32")
 
 
@@ -315,7 +315,6 @@ spec:
   handshakeTimeout: 5s
   poolIdleTimeout: 6s
   tcpIdleTimeout: 7s
-  drainTimeout: 8s
   maxHeadBytes: 2048
   maxHeaders: 10
   maxConnections: 11
@@ -327,14 +326,32 @@ spec:
         "example.org", "deny", (80, 9000), 2.0, 3.0, 4.0, 0.5, 5.0, 6.0, 7.0, 2048, 10, 11, 8192
     )
     assert len(dataclasses.fields(MeshShard)) == 14, "a new knob needs a field of MeshConfig"
-    assert snapshot.drain_timeout_s == 8
     assert snapshot.local_workloads[0].failure_policy == "closed"
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:25: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:24: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
+
+
+def test_what_a_route_attaches_to_and_sends_to_is_http_inbound() -> None:
+    snapshot = build(
+        workload("a", "10.0.0.1", app="web"),
+        workload("b", "10.0.0.2", app="v2"),
+        workload("c", "10.0.0.3", "ports: [{port: 8080, name: tcp}]", app="v2"),
+        service("web", "{name: x, port: 80, targetPort: 8080}, {name: y, port: 81, targetPort: 8081}"),
+        service("v2", "{name: x, port: 80, targetPort: 8080}, {name: y, port: 3306}"),
+        route(
+            "r",
+            f"{{backendRefs: [{to('v2')}, {to('v2', 3306)}, {to('v2', 9)}, {to('missing')}]}}",
+            '{group: "", kind: Service, name: web, port: 80}',
+        ),
+        route("unattached", f"{{backendRefs: [{to('web', 81)}]}}", '{group: "", kind: Service, name: missing}'),
+    )
+    assert work(snapshot, "a").protocols == {8080: "http"}
+    assert work(snapshot, "b").protocols == {8080: "http", 3306: "http"}
+    assert work(snapshot, "c").protocols == {8080: "tcp", 3306: "http"}
 
 
 def test_inbound_protocols_come_from_the_workload_then_from_services_that_agree() -> None:
@@ -644,6 +661,26 @@ def test_statuses_of_what_validation_rejected() -> None:
     assert len(snapshot.rejected) == 3
 
 
+def test_host_names_of_a_route_have_no_effect_and_a_warning_says_so() -> None:
+    route = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}]
+  hostnames: [shop.example.com]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+"""
+    snapshot = build(service("web"), route)
+    assert said(snapshot, "HTTPRoute shop/web") == ("True", "Accepted", "")
+    warning = said(snapshot, "HTTPRoute shop/web", "Warning")
+    assert warning is not None
+    assert warning[:2] == ("True", "HostnamesIgnored")
+    without = build(service("web"), route.replace("  hostnames: [shop.example.com]\n", ""))
+    assert said(without, "HTTPRoute shop/web", "Warning") is None
+    assert rules(without) == rules(snapshot)
+
+
 def test_a_snapshot_cant_be_changed() -> None:
     snapshot = build(service("web"))
     assert isinstance(snapshot.shards, types.MappingProxyType)
@@ -651,14 +688,9 @@ def test_a_snapshot_cant_be_changed() -> None:
         snapshot.rejected = ()  # type: ignore[misc]
 
 
-def test_diff() -> None:
+def test_the_order_of_objects_does_not_matter() -> None:
     old = build(service("a"), service("b"), attached("a", "10.0.0.1"))
-    assert diff(old, build(attached("a", "10.0.0.1"), service("b"), service("a"))) == ((), ())
-    assert diff(None, old) == (tuple(old.shards.values()), ())
-    new = build(service("a"), attached("a", "10.0.0.2"), service("c"))
-    changed, removed = diff(old, new)
-    assert [s.key() for s in changed] == ["service/shop/a", "service/shop/c", "workload/shop/a"]
-    assert removed == ("service/shop/b",)
+    assert build(attached("a", "10.0.0.1"), service("b"), service("a")).shards == old.shards
 
 
 def test_load_a_folder(tmp_path: Path) -> None:
@@ -754,7 +786,7 @@ def test_no_subset_of_objects_gives_a_dangling_reference(documents: list[Documen
         elif obj.resource.kind in ("Service", "Workload"):
             assert obj.title in refused
     again = build_snapshot(valid.objects, Context("node-a", snapshot.vips), valid.errors)
-    assert diff(snapshot, again) == ((), ())
+    assert again.shards == snapshot.shards
     assert again.statuses == snapshot.statuses
 
 

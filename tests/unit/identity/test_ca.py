@@ -26,7 +26,7 @@ from netproxy.errors import IdentityError
 from netproxy.identity.ca import CertificateAuthority, write_private
 from netproxy.identity.spiffe import SpiffeVerifier, identity_of_der, leaf_identity, parse_id, split_id
 from netproxy.identity.svid import SvidStore, issue_svid, new_key_pem, renew_at, validity
-from netproxy.identity.trust import bundle_pem, check_root, merge_bundles, parse_bundle, verify_chain
+from netproxy.identity.trust import bundle_pem, check_root, parse_bundle, verify_chain
 
 from .ends import DAY_S, REVIEWS, WEB, Mesh
 
@@ -376,18 +376,14 @@ def test_any_text_is_an_id_or_refused(text: str) -> None:
 def test_bundles(tmp_path: Path, mesh: Mesh) -> None:
     old = Mesh(tmp_path / "old", now=NOW - 3649 * DAY_S)
     elsewhere = Mesh(tmp_path / "elsewhere", "elsewhere", now=NOW)
-    both = merge_bundles(mesh.ca.bundle_pem, old.ca.bundle_pem, mesh.ca.bundle_pem, now=NOW)
-    assert both == merge_bundles(old.ca.bundle_pem, mesh.ca.bundle_pem, now=NOW)
+    both = bundle_pem([mesh.ca.certificate, old.ca.certificate, mesh.ca.certificate])
+    assert both == bundle_pem([old.ca.certificate, mesh.ca.certificate])
     assert len(parse_bundle(both, trust_domain=TD)) == 2
     assert bundle_pem(parse_bundle(both)) == both
     for issuer in (mesh, old):
         verify_chain(issuer.svid(now=NOW).chain_pem, both, now=NOW)
-    # A root that has expired does not break the others.
-    assert merge_bundles(both, now=NOW + 10 * DAY_S) == mesh.ca.bundle_pem
-    with pytest.raises(IdentityError, match="expired"):
-        merge_bundles(both, now=NOW + 3651 * DAY_S)
     with pytest.raises(IdentityError, match="trust domain elsewhere"):
-        merge_bundles(mesh.ca.bundle_pem, elsewhere.ca.bundle_pem, now=NOW, trust_domain=TD)
+        parse_bundle(mesh.ca.bundle_pem + elsewhere.ca.bundle_pem, trust_domain=TD)
     for broken in ("", "nonsense", mesh.svid().chain_pem, mesh.ca.bundle_pem + mesh.svid().chain_pem):
         with pytest.raises(IdentityError):
             parse_bundle(broken)
@@ -440,14 +436,14 @@ def test_store(tmp_path: Path, mesh: Mesh) -> None:
     assert store.load(WEB, now=NOW + 0.66 * DAY_S) == svid
     assert store.load(WEB, now=NOW + 0.67 * DAY_S) is None
     assert store.load(WEB, now=NOW + 2 * DAY_S) is None
+    assert store.load(WEB, now=NOW + 0.99 * DAY_S, due=True) == svid
+    with pytest.raises(IdentityError, match="not valid"):
+        store.load(WEB, now=NOW + 2 * DAY_S, due=True)
     rotated = Mesh(tmp_path / "new", now=NOW).ca.bundle_pem
-    both = merge_bundles(mesh.ca.bundle_pem, rotated, now=NOW)
+    both = mesh.ca.bundle_pem + rotated
     assert store.load(WEB, now=NOW, bundle_pem=both) == replace(svid, bundle_pem=both)
     with pytest.raises(IdentityError, match=re.escape(str(store.path(WEB)))):
         store.load(WEB, now=NOW, bundle_pem=rotated)
-    store.forget(WEB)
-    store.forget(WEB)
-    assert store.load(WEB, now=NOW) is None
     assert store.load(REVIEWS, now=NOW) is not None
 
 

@@ -21,6 +21,7 @@ CONDITION = Condition(
     processes={("worker", 0): True, ("worker", 1): False},
     config_ok=True,
     config_age_s=1.5,
+    repairs={"shop/web": 4},
 )
 WHO = Parties("source", "shop/client", "spiffe://c", "shop/web", "shop/web")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

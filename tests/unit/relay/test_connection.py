@@ -119,6 +119,50 @@ def test_trailers_and_chunks_pass_both_ways() -> None:
     play(main)
 
 
+def test_trailers_and_1xx_answers_say_nothing_that_only_agents_may_say() -> None:
+    async def main() -> None:
+        world = World()
+        client, _ = world.connect()
+        client.peer_sends(
+            b"POST /web HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+            b"X-Forwarded-Client-Cert: a\r\nX: 1\r\nx_forwarded_client_cert: b\r\nx-netproxy-reason: c\r\n\r\n"
+        )
+        upstream = await world.accept()
+        assert upstream.take_sent().endswith(b"3\r\nabc\r\n0\r\nx: 1\r\n\r\n")
+        upstream.peer_sends(b"HTTP/1.1 103 Early Hints\r\nx-netproxy-reason: a\r\ny: 1\r\n\r\n")
+        assert client.take_sent() == b"HTTP/1.1 103 Early Hints\r\ny: 1\r\n\r\n"
+        upstream.peer_sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx-netproxy-reason: UF\r\n\r\n")
+        assert client.take_sent().endswith(b"\r\n\r\n0\r\n\r\n")
+        world.assert_idle()
+
+    play(main)
+
+
+def test_an_endpoint_that_answers_early_is_not_waited_for() -> None:
+    """It may never read what is queued for it."""
+
+    async def main() -> None:
+        world = World()
+        client, _ = world.connect()
+        client.peer_sends(POST_HEAD)
+        upstream = await world.accept()
+        upstream.peer_stalls()
+        client.peer_sends(b"01234")
+        upstream.peer_sends(b"HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n")
+        assert upstream.was_reset
+        await turns()
+        assert world.pool.open_count == 0
+        answer = client.take_sent()
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nconnection: close\r\n" in answer
+        assert world.ends == [(Reason.OK, 413)]
+        client.peer_ends()
+        await turns()
+        world.assert_gone()
+
+    play(main)
+
+
 def test_continue_is_passed_on() -> None:
     async def main() -> None:
         world = World()
@@ -428,7 +472,10 @@ def test_a_full_pool_is_a_503() -> None:
         client.peer_sends(GET)
         other, _ = world.connect()
         other.peer_sends(GET)
+        # Its request was not over yet when it was answered.
+        assert b"\r\nconnection: close\r\n" in other.sent
         assert problem_of(other)["reason"] == "OVERLOADED"
+        assert other.sent_eof
         upstream = await world.accept()
         upstream.peer_sends(OK)
         assert client.take_sent() == OK
@@ -569,6 +616,8 @@ def test_refused_requests_close_with_a_reason(octets: bytes, status: int, reason
 
 
 def test_lingering_is_bounded_in_time_and_octets() -> None:
+    """Past its octets the client waits: a reset might overtake the answer."""
+
     async def main() -> None:
         world = World()
         first, _ = world.connect()
@@ -578,11 +627,15 @@ def test_lingering_is_bounded_in_time_and_octets() -> None:
         world.check(1.9)
         assert not first.closing
         for _ in range(17):
+            assert not second.paused
             second.peer_sends(bytes(64 * 1024))
-        assert second.was_reset
+        assert second.paused
+        assert not second.closing
         world.check(0.2)
         await turns()
         assert first.closing
+        assert second.closing
+        assert not second.was_reset
         world.assert_gone()
 
     play(main)

@@ -37,6 +37,12 @@ LENGTH, CHUNKED, TRAILER = (b"content-length", b"3"), (b"transfer-encoding", b"c
         ([(b"connection", b"x-a"), (b"connection", b"x-b"), (b"x-b", b"2")], []),
         ([(b"upgrade", b"h2c"), (b"connection", b"upgrade")], []),
         ([(b"proxy-connection", b"close")], []),
+        ([(b"x-forwarded-client-cert", b"URI=evil")], []),
+        ([(b"x_forwarded_client_cert", b"URI=evil"), (b"x-forwarded_client.cert", b"URI=evil")], []),
+        (
+            [(b"x-forwarded-client-certs", b"1"), (b"xx_forwarded_client_cer", b"2")],
+            [(b"x-forwarded-client-certs", b"1"), (b"xx_forwarded_client_cer", b"2")],
+        ),
         ([(b"te", b"gzip")], []),
         ([(b"te", b"xtrailers")], []),
         ([(b"te", b"gzip, Trailers;q=1"), (b"x", b"1")], [(b"x", b"1"), (b"te", b"trailers")]),

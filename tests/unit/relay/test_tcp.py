@@ -16,7 +16,7 @@ PARTIES = Parties("source", "shop/client", "spiffe://x", "shop/web-1", "shop/web
 
 
 class Relayed:
-    def __init__(self, inbound: bool = False) -> None:
+    def __init__(self, inbound: bool = False, guarded: bool = False) -> None:
         self.world = World()
         self.state = self.world.port.endpoints[0]
         self.state.outstanding += 1
@@ -31,6 +31,7 @@ class Relayed:
             endpoint=self.state,
             parties=PARTIES,
             security="none",
+            guarded=guarded,
         )
 
     def over(self, reason: Reason, moved: tuple[int, int]) -> None:
@@ -59,6 +60,46 @@ def test_both_ways_with_half_close() -> None:
         assert not pair.down.was_reset
         assert not pair.up.was_reset
         pair.over(Reason.OK, (8, 6))
+
+    play(main)
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-client-cert: URI=spiffe://evil\r\n\r\n"
+
+
+@pytest.mark.parametrize("blanks", [b"", b"\n", b"\r\n\r\n", b" "])
+@pytest.mark.parametrize("cut", [0, 1, 3, 5])
+def test_a_guarded_relay_ends_before_a_field_of_a_request_has_passed(blanks: bytes, cut: int) -> None:
+    async def main() -> None:
+        pair = Relayed(inbound=True, guarded=True)
+        pair.up.peer_sends(b"220 hello\r\n")
+        octets = blanks + REQUEST
+        if cut:
+            pair.down.peer_sends(octets[:cut])
+        pair.down.peer_sends(octets[cut:])
+        await turns()
+        assert pair.down.was_reset
+        assert pair.up.was_reset
+        assert b"x-forwarded" not in pair.up.take_sent()
+        assert pair.world.recorder.connections[0][0] is Reason.PROTOCOL_MISMATCH
+        assert not pair.world.services.live
+
+    play(main)
+
+
+def test_a_guarded_relay_holds_nothing_back_and_looks_at_the_beginning_only() -> None:
+    async def main() -> None:
+        pair = Relayed(inbound=True, guarded=True)
+        await turns()
+        for piece in (b"U", b"SER a", b"nna\r\n", REQUEST):
+            pair.down.peer_sends(piece)
+            assert pair.up.take_sent() == piece
+        pair.up.peer_sends(REQUEST)
+        assert pair.down.take_sent() == REQUEST
+        free = Relayed(inbound=True)
+        await turns()
+        free.down.peer_sends(REQUEST)
+        assert free.up.take_sent() == REQUEST
 
     play(main)
 

@@ -1,0 +1,125 @@
+"""``netproxy check``: can this machine run an agent, and is all well with the one that runs?"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from redirect.probe import probe
+
+from .options import RUN_ROOT, STATE_ROOT, Output, node_name, run_dir
+from .status import fetch
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`ok` None: only told, neither good nor bad."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def check(
+    node: Annotated[str | None, typer.Option(help="Which node; default: the host's name.")] = None,
+    run_root: Annotated[str, typer.Option(metavar="DIR", help="As given to `netproxy run`.")] = RUN_ROOT,
+    state_root: Annotated[str, typer.Option(metavar="DIR", help="Likewise.")] = STATE_ROOT,
+    output: Annotated[Output, typer.Option("--output", "-o", help="How to print.")] = Output.table,
+) -> None:
+    """What an agent needs of this machine, tried out; and, if one runs, how it and its workloads are.
+
+    Changes nothing: rules are tried in a network namespace of its own. Exit code 1 when something fails.
+    Example: netproxy check --node node-a
+    """
+    name = node_name(node)
+    findings = [
+        *_machine(),
+        _folder("run folder", run_dir(run_root, name)),
+        _folder("state folder", run_dir(state_root, name)),
+        *_agent(os.path.join(run_dir(run_root, name), "admin.sock")),
+    ]
+    ok = all(finding.ok is not False for finding in findings)
+    result = {"node": name, "ok": ok, "checks": [asdict(finding) for finding in findings]}
+    if output is Output.json:
+        typer.echo(json.dumps(result, indent=2))
+    elif output is Output.yaml:
+        typer.echo(yaml.safe_dump(result, sort_keys=False))
+    else:
+        table = Table("check", "", "detail")
+        for finding in findings:
+            mark = {True: "[green]ok[/]", False: "[red]failed[/]", None: "-"}[finding.ok]
+            table.add_row(finding.name, mark, finding.detail)
+        Console(width=None if os.isatty(1) else 180).print(table)
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _machine() -> list[Finding]:
+    root = os.geteuid() == 0
+    bindings = importlib.util.find_spec("nftables")
+    findings = [
+        Finding("python", True, platform.python_version()),
+        Finding("HTTP/1 engine", None, "reference (h11)"),
+        Finding("root", root, "" if root else "the agent needs root (network namespaces, nftables)"),
+        Finding(
+            "libnftables",
+            bindings is not None,
+            str(bindings.origin) if bindings else "the Python module nftables is missing (Debian: python3-nftables)",
+        ),
+    ]
+    if not root or bindings is None:
+        return [*findings, Finding("nftables", None, "not tried")]
+    found = probe()
+    for family in (4, 6):
+        reasons = [part for part in found.reason.split("; ") if part.startswith(f"IPv{family}:")]
+        works = family in found.families
+        findings.append(Finding(f"nftables IPv{family}", works, "rules can be loaded" if works else "; ".join(reasons)))
+    return findings
+
+
+def _folder(name: str, path: str) -> Finding:
+    """Can a file be written there, or where the folder would be made?"""
+    place = os.path.abspath(path)
+    while not os.path.isdir(place) and place != "/":
+        place = os.path.dirname(place)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as exc:
+        return Finding(name, False, f"{place}: {exc.strerror}")
+    return Finding(name, True, path)
+
+
+def _agent(path: str) -> list[Finding]:
+    try:
+        status: dict[str, Any] = json.loads(fetch(path, "/status"))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return [Finding("agent", None, "does not run")]
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        return [Finding("agent", False, f"no answer on {path}: {exc}")]
+    errors = [status["config"]["error"], status["identity_error"], status["state_error"]]
+    said = "; ".join([status["detail"], *filter(None, errors)])
+    return [
+        Finding("agent", bool(status["healthy"]) and not any(errors), f"pid {status['supervisor_pid']}: {said}"),
+        *(
+            Finding(
+                f"workload {item['workload']}",
+                # One whose namespace does not exist yet waits for it.
+                True if item["state"] == "steered" else None if item["state"] == "absent" else False,
+                f"{item['state']}: {item['detail']}" if item["detail"] else item["state"],
+            )
+            for item in status["workloads"]
+        ),
+    ]
