@@ -27,13 +27,15 @@ class Journal:
             self.entries = dict(json.load(file)["workloads"])
 
     def add(self, workload: str, entry: Entry) -> None:
+        """Raises OSError: what can't be written down is not touched."""
         if self.entries.get(workload) != entry:
             self.entries[workload] = entry
             self._write()
 
     def remove(self, workload: str) -> None:
         if self.entries.pop(workload, None) is not None:
-            self._write()
+            with contextlib.suppress(OSError):  # an entry too many is looked at in vain, no more
+                self._write()
 
     def _write(self) -> None:
         temporary = f"{self._path}.new"
