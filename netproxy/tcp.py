@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections import deque
@@ -278,9 +279,28 @@ class TcpStream(asyncio.Protocol):
             self._resuming = False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self._closing and not self._eof:
+            self._deliver_rest()
         # uvloop's transport has no socket to reset any more.
         self._aborted = self._closing = True
         self._delivery.lost(exc)
+
+    def _deliver_rest(self) -> None:
+        """What came before the reset: when it is a write that fails, the loop does not read any more.
+
+        So ends every upload that a server answers early and closes without reading it.
+        """
+        sock = self._transport.get_extra_info("socket")
+        left = HIGH_WATER
+        while left > 0 and self._delivery.ready and self._delivery.target is not None:
+            try:
+                data = os.read(sock.fileno(), left)
+            except OSError:
+                return
+            if not data:
+                return
+            left -= len(data)
+            self._delivery.target.data_received(data)
 
 
 async def accepted(
