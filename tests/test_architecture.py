@@ -48,17 +48,20 @@ ALLOWED: dict[str, set[str]] = {
     "addr": set(),
     "admin": PLAIN | {"arena", "observe"},
     "arena": {"errors", "settings"},
+    "certificates": PLAIN | {"config.shard", "identity", "state"},
     "channel": {"errors", "settings"},
     "child": {"channel", "settings"},
     "errors": set(),
     "holder": set(),
     "journal": {"errors"},
+    "pods": PLAIN | {"config.snapshot", "journal"},
     "settings": set(),
+    "state": {"addr"},
     "stream": set(),
     "tcp": {"addr", "errors", "stream"},
 }
 
-REDIRECT_USERS = ("netproxy.brain", "netproxy.cli")
+REDIRECT_USERS = ("netproxy.pods", "netproxy.cli")
 """Modules and packages of netproxy that may steer."""
 
 SUPERVISOR_LOADS = {"netproxy", "netproxy.supervisor", "netproxy.channel", "netproxy.holder", "netproxy.settings"}
@@ -387,7 +390,8 @@ FINE = {
     "netproxy/errors.py": DOC + "import enum",
     "netproxy/channel.py": DOC + "import socket, selectors",
     "netproxy/supervisor.py": DOC + "import os\nfrom .channel import Channel\nfrom netproxy import channel",
-    "netproxy/brain.py": DOC + "from redirect import plan\nfrom .relay import connection",
+    "netproxy/pods.py": DOC + "from redirect import plan",
+    "netproxy/brain.py": DOC + "from .relay import connection",
     "netproxy/cli/run.py": DOC + "import redirect\nfrom ..brain import main",
     "netproxy/config/shard.py": DOC + "from pydantic import TypeAdapter",
     "netproxy/decide/balance.py": DOC

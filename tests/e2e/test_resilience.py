@@ -434,6 +434,8 @@ def test_a_killed_agent_leaves_closed_servers_closed(mesh_of: MeshOf) -> None:
     agent = scene.mesh.agents[1]
     assert _answers(scene.client, scene.server.ip, 8080)
     kill_all(agent)
+    # A dead process shows as such a moment before the last of its threads lets go of the sockets.
+    wait_for(lambda: not listeners(scene.server), "the listeners to be closed")
     served = scene.served()
     with pytest.raises(ConnectionRefusedError):
         get(scene.client, scene.server.ip, "/x", port=8080)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from netproxy import brain as brain_module
+from netproxy import certificates as certificates_module
 from netproxy.addr import SpiffeId
 from netproxy.brain import Brain
 from netproxy.channel import Channel
@@ -45,7 +45,7 @@ class Node:
     def close(self) -> None:
         for brain, channel in self.brains:
             channel.close()
-            for executor in (brain._executor, brain._reader, brain._opener):
+            for executor in (brain.workloads._executor, brain._reader, brain.certificates._opener):
                 executor.shutdown()
 
     def put(self, *names: str) -> None:
@@ -69,8 +69,9 @@ class Node:
         self.brains.append((brain, channel))
         os.close(arena)
         self.sent = []
-        brain._send = lambda op, _fds=(), **fields: self.sent.append((op, fields["key"]))  # type: ignore[method-assign]
+        brain.send = lambda op, _fds=(), **fields: self.sent.append((op, fields["key"]))  # type: ignore[method-assign]
         brain.children = {"attached": {}}
+        brain.state.make()
         brain._versions = dict(held or {})
         await brain._configure()
         return brain
@@ -101,14 +102,14 @@ def test_a_restart_finds_its_certificates_while_the_ca_cant_be_opened(node: Node
         assert shards(node.sent, "put") == {f"svid/{WEB}", f"svid/{API}"}
         (node.ca / "ca.key").chmod(0o640)
         second = await node.brain(first._versions)
-        assert second.svids == first.svids
+        assert second.certificates.svids == first.certificates.svids
         assert node.sent == []
         assert "ca.key" in second.status()["identity_error"]
         # When it can be opened again, they are looked at again.
         (node.ca / "ca.key").chmod(0o600)
-        second._retry_identities = 0.0
-        await second._renew_svids()
-        assert (second.status()["identity_error"], second._unchecked, node.sent) == ("", set(), [])
+        second.certificates._retry_at = 0.0
+        await second._renew()
+        assert (second.status()["identity_error"], second.certificates._unchecked, node.sent) == ("", set(), [])
 
     run(main)
 
@@ -118,12 +119,12 @@ def test_an_old_certificate_is_better_than_none(node: Node, monkeypatch: pytest.
         first = await node.brain()
         (node.ca / "ca.key").chmod(0o640)
         late = time.time() + 23 * 3600
-        monkeypatch.setattr(brain_module.time, "time", lambda: late)
+        monkeypatch.setattr(certificates_module.time, "time", lambda: late)
         second = await node.brain(first._versions)
-        assert second.svids == first.svids
-        await second._renew_svids()
-        assert all(at > late for at in second._renew.values())
-        assert second.svids == first.svids
+        assert second.certificates.svids == first.certificates.svids
+        await second._renew()
+        assert all(at > late for at in second.certificates._renew.values())
+        assert second.certificates.svids == first.certificates.svids
 
     run(main)
 
@@ -134,7 +135,7 @@ def test_what_the_supervisor_holds_stays_while_it_is_wanted(node: Node) -> None:
         (node.ca / "ca.key").chmod(0o640)
         shutil.rmtree(node.state / "svid")
         second = await node.brain(first._versions)
-        assert second.svids == {}
+        assert second.certificates.svids == {}
         assert node.sent == []
         assert second._versions == first._versions
         node.put("web")
@@ -152,15 +153,15 @@ def test_a_broken_file_is_the_matter_of_one_identity(node: Node, ca_works: bool)
         if not ca_works:
             (node.ca / "ca.key").chmod(0o640)
         second = await node.brain(first._versions)
-        assert second.svids[WEB] == first.svids[WEB]
+        assert second.certificates.svids[WEB] == first.certificates.svids[WEB]
         if ca_works:
-            assert second.svids[API] != first.svids[API]
+            assert second.certificates.svids[API] != first.certificates.svids[API]
             assert shards(node.sent, "put") == {f"svid/{API}"}
-            assert second.identity_error == ""
+            assert second.certificates.error == ""
         else:
-            assert API not in second.svids
+            assert API not in second.certificates.svids
             assert node.sent == []
-            assert str(node.svid_file("api")) in second.identity_error
+            assert str(node.svid_file("api")) in second.certificates.error
 
     run(main)
 
@@ -176,15 +177,15 @@ def test_a_ca_that_does_not_answer_stops_nobody(node: Node, monkeypatch: pytest.
             return open_ca(*args, **named)
 
         monkeypatch.setattr(CertificateAuthority, "open", hang)
-        monkeypatch.setattr(brain_module, "_CA_TIMEOUT_S", 0.001)
+        monkeypatch.setattr(certificates_module, "_CA_TIMEOUT_S", 0.001)
         second = await node.brain(first._versions)
-        assert second.svids == first.svids
-        assert "does not answer" in second.identity_error
+        assert second.certificates.svids == first.certificates.svids
+        assert "does not answer" in second.certificates.error
         go_on.set()
-        while second.identity_error:
-            second._retry_identities = 0.0
-            await second._renew_svids()
-        assert second.svids == first.svids
+        while second.certificates.error:
+            second.certificates._retry_at = 0.0
+            await second._renew()
+        assert second.certificates.svids == first.certificates.svids
 
     run(main)
 
@@ -194,14 +195,14 @@ def test_a_disk_that_cant_be_written_is_told_and_written_later(node: Node, capsy
         node.state.rmdir()
         node.state.touch()  # everything below it is ENOTDIR
         brain = await node.brain()
-        assert set(brain.svids) == {WEB, API}
+        assert set(brain.certificates.svids) == {WEB, API}
         assert str(node.state) in brain.status()["state_error"]
         told = capsys.readouterr().err
         assert "goes on without" in told
         await brain._configure()
         assert capsys.readouterr().err == ""
         node.state.unlink()
-        brain._retry_state = 0.0
+        brain.state._retry_at = 0.0
         await brain._configure()
         assert brain.status()["state_error"] == ""
         assert {path.name for path in node.state.iterdir()} == {"vips.json", "last-good.json", "svid"}

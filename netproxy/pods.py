@@ -1,0 +1,467 @@
+"""The local workloads of a node: each one's namespace, listeners and rules, from absent to steered and back.
+
+One loop compares what should be with what is, so a start, a restart, a new namespace and a repaired one are the same
+thing::
+
+    absent --namespace appears--> attaching --listeners are there--> steering --rules are there--> steered
+       ^_____________ namespace gone, workload removed (rules off first) ______________________________|
+
+What goes wrong on the way leads to ``failed``, which is tried again; under failure policy ``closed`` the rules are put
+there even so, and refuse what has no listener. Steered ones are looked at again and again: rules that somebody flushed
+are put back, and counted.
+
+Order: listeners before rules; rules off before listeners. A part of the brain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from redirect import Ports, RedirectError, Steering, dialable, reachable, remove, steer
+from redirect.netns import open_netns
+
+from .addr import SpiffeId
+from .config.snapshot import LocalWorkload
+from .errors import IdentityError, NetproxyError
+from .journal import Journal
+from .settings import NodeSettings
+
+RECONCILE_S = 0.2
+"""A deleted namespace is noticed within this; its veth stays until we let go."""
+_RETRY_S = 0.5
+_CHECK_S = 2.0
+"""Between two looks at what is steered; a look that finds nothing costs 6 to 8 ms."""
+_CHECKS_AT_ONCE = 4
+"""In a turn of `RECONCILE_S`, so at most 160 ms in each second: more than 40 workloads are looked at less often."""
+_BRING_UPS = 32
+"""Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
+_THREADS = 8
+"""Calls into namespaces at the same time. libnftables itself does one command at a time."""
+
+_T = TypeVar("_T")
+
+
+class _Superseded(Exception):
+    """What was begun for a workload is no longer wanted: its namespace went, or we stop."""
+
+
+@dataclass(eq=False)
+class Pod:
+    """One local workload and how far it is."""
+
+    want: LocalWorkload
+    state: str = "absent"
+    detail: str = "the namespace does not exist yet"
+    netns_fd: int = -1
+    ns_id: tuple[int, int] = (0, 0)
+    families: frozenset[int] = frozenset()
+    """To steer; `dial_families` are those it has, or is declared to have, addresses of."""
+    dial_families: frozenset[int] = frozenset()
+    policy: str = ""
+    """Of the rules that are in force."""
+    vip_cidrs: tuple[str, ...] = ()
+    retry_at: float = 0.0
+    since: float = 0.0
+    generation: int = 0
+    check_at: float = 0.0
+    repairs: int = 0
+    failure: str = ""
+    """Of the last attempt, until one succeeds: `state` goes through the others while it is tried again."""
+    task: asyncio.Task[None] | None = None
+    epoch: int = 0
+    """Counts decisions that make void what was begun before."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def set(self, state: str, detail: str = "") -> None:
+        if state != self.state:
+            self.since = time.time()
+        self.state, self.detail = state, detail
+
+
+class Link(Protocol):
+    """What the brain lends: its channel to the supervisor, its loop, and its word on certificates."""
+
+    wake: asyncio.Event
+    """Set: compare again, now."""
+    ended: asyncio.Future[int]
+
+    def send(self, op: str, fds: tuple[int, ...] = (), **fields: Any) -> None: ...
+
+    async def ask(self, op: str, fds: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
+
+    def uncertified(self, identity: SpiffeId) -> str:
+        """Why workers have no certificate of `identity`; "" when they have one."""
+
+
+class Pods:
+    """By workload. Nothing is begun before `want` was called; `vip_cidrs` are those of the snapshot in force."""
+
+    def __init__(self, settings: NodeSettings, link: Link) -> None:
+        self.settings = settings
+        self.pods: dict[str, Pod] = {}
+        self.vip_cidrs: tuple[str, ...] = ()
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._journal = Journal(settings.journal, settings.node)
+        self._rng = random.Random()
+        self._executor = ThreadPoolExecutor(_THREADS, "steering")
+        self._calls = asyncio.Semaphore(_THREADS)
+        self._bring_ups = asyncio.Semaphore(_BRING_UPS)
+
+    # -- what is wanted -----------------------------------------------------------------------------
+
+    async def want(self, workloads: Iterable[LocalWorkload], vip_cidrs: tuple[str, ...]) -> None:
+        """These and no others. What is new or changed is brought up by `reconcile`."""
+        self.vip_cidrs = vip_cidrs
+        wanted = {f"{item.namespace}/{item.name}": item for item in workloads}
+        for key, pod in list(self.pods.items()):
+            if key not in wanted or wanted[key].netns != pod.want.netns:
+                await self._release(pod)
+                del self.pods[key]
+        for key, item in wanted.items():
+            if key in self.pods:
+                self.pods[key].want = item
+            else:
+                self.pods[key] = Pod(item)
+
+    async def take_over(self, attached: Mapping[str, Any]) -> None:
+        """Let go what predecessors left that is not wanted any more, or whose namespace went while no brain looked.
+
+        `attached` is what the supervisor holds. Only for when there is a configuration: without one, what is steered
+        stays so.
+        """
+        left: dict[str, Any] = {**self._journal.entries, **attached}
+        for key, place in left.items():
+            pod = self.pods.get(key)
+            if pod is None or _ns_of(pod.want.netns) != (place["dev"], place["ino"]):
+                await self._forget(key)
+
+    def resteer(self, workloads: Iterable[str], *, released: bool) -> None:
+        """The supervisor let go of their rules since no worker ran (`released`), or now a worker runs again."""
+        for pod in [self.pods[key] for key in workloads if key in self.pods]:
+            pod.retry_at = 0.0
+            if released:
+                # A table that we handed over while this was under way would steer to nobody.
+                self._link.send("own", workload=_key(pod), generation=0)
+            if pod.state == "steered":
+                pod.set("attaching", "steering was released while no worker ran")
+        self._link.wake.set()
+
+    # -- what is ------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Namespaces that went: what we hold keeps their veth alive. Waits for nobody, also during a drain."""
+        while not self._link.ended.done():
+            for pod in list(self.pods.values()):
+                if pod.netns_fd >= 0 and _ns_of(pod.want.netns) != pod.ns_id:
+                    self._lost(pod)
+                    self._link.wake.set()
+            await asyncio.sleep(RECONCILE_S)
+
+    def reconcile(self) -> None:
+        """Begin what is to be done. Each workload has a task of its own, at most one at a time."""
+        now = time.monotonic()
+        for pod in self.pods.values():
+            if pod.state == "steered" and (pod.policy != pod.want.failure_policy or pod.vip_cidrs != self.vip_cidrs):
+                pod.set("attaching", "its configuration changed")
+        idle = [pod for pod in self.pods.values() if pod.task is None]
+        for pod in idle:
+            if pod.state != "steered" and now >= pod.retry_at:
+                self._begin(pod, self._bring_up(pod, pod.epoch))
+        due = [pod for pod in idle if pod.state == "steered" and now >= pod.check_at]
+        for pod in sorted(due, key=lambda pod: pod.check_at)[:_CHECKS_AT_ONCE]:
+            pod.check_at = now + _CHECK_S
+            self._begin(pod, self._check(pod, pod.epoch))
+
+    def _begin(self, pod: Pod, work: Coroutine[Any, Any, None]) -> None:
+        def ended(_task: asyncio.Task[None]) -> None:
+            pod.task = None
+
+        pod.task = self._link.spawn(work)
+        pod.task.add_done_callback(ended)
+
+    async def begun(self) -> None:
+        """All that was begun until now has ended."""
+        tasks = [pod.task for pod in self.pods.values() if pod.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _inside(self, pod: Pod, epoch: int, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call `function` of `redirect` on the pod's namespace in a thread. One call at a time for each namespace.
+
+        Raises `_Superseded` instead when meanwhile the namespace went, or others decide about it.
+        """
+        async with pod.lock, self._calls:
+            if pod.epoch != epoch or pod.netns_fd < 0:
+                raise _Superseded
+            # Its own descriptor: the pod's may be closed, and its number used again, while the thread is at work.
+            fd = os.dup(pod.netns_fd)
+
+            def call() -> _T:
+                try:
+                    return function(fd, *arguments)
+                finally:
+                    os.close(fd)
+
+            return await self._loop.run_in_executor(self._executor, call)
+
+    async def _bring_up(self, pod: Pod, epoch: int) -> None:
+        key = _key(pod)
+        try:
+            if pod.netns_fd < 0 and not await self._open(pod, epoch):
+                return
+            async with self._bring_ups:
+                pod.families, pod.dial_families = await self._families(pod, epoch)
+                if why := self._link.uncertified(pod.want.identity):
+                    raise IdentityError(f"no certificate yet: {why}")
+                await self._attach(pod, epoch)
+                await self._steer(pod, epoch, enabled=True)
+            pod.set("steered")
+            pod.failure = ""
+            # Spread over time, so that those which came together are not looked at together.
+            pod.check_at = time.monotonic() + _CHECK_S * (0.5 + self._rng.random())
+            _log(f"{key}: steered, families {sorted(pod.dial_families)}, failure policy {pod.policy}")
+        except _Superseded:
+            return
+        except (RedirectError, NetproxyError, OSError) as exc:
+            if pod.epoch == epoch:
+                await self._failed(pod, epoch, exc)
+
+    async def _open(self, pod: Pod, epoch: int) -> bool:
+        """False: it does not exist yet."""
+        if not os.path.exists(pod.want.netns):
+            pod.set("absent", f"{pod.want.netns} does not exist yet")
+            return False
+        fd = await self._loop.run_in_executor(self._executor, open_netns, pod.want.netns)
+        if pod.epoch != epoch:
+            os.close(fd)
+            raise _Superseded
+        stat = os.fstat(fd)
+        pod.netns_fd, pod.ns_id = fd, (stat.st_dev, stat.st_ino)
+        return True
+
+    async def _failed(self, pod: Pod, epoch: int, exc: Exception) -> None:
+        """Tried again soon. Until then nothing may pass that the policy does not let pass."""
+        detail = str(exc) or type(exc).__name__
+        try:
+            if pod.netns_fd >= 0 and pod.want.failure_policy == "closed":
+                await self._close(pod, epoch)
+            elif pod.netns_fd >= 0 and pod.policy == "closed":
+                # Its policy is open now, and only what we put there for the old one stands in its way.
+                await self._inside(pod, epoch, remove, self.settings.node)
+                pod.policy, pod.generation = "", 0
+        except _Superseded:
+            return
+        except (RedirectError, OSError) as second:
+            detail = f"{detail}; failure policy {pod.want.failure_policy}: {second}"
+        if pod.epoch != epoch:
+            return
+        if pod.failure != detail:
+            _log(f"{_key(pod)}: {detail}")
+        pod.failure = detail
+        pod.set("failed", detail)
+        pod.retry_at = time.monotonic() + _RETRY_S
+
+    async def _close(self, pod: Pod, epoch: int) -> None:
+        """The rules of policy ``closed`` without anything behind them: they refuse what no listener takes."""
+        self._journal_add(pod)
+        pod.families, pod.dial_families = await self._families(pod, epoch)
+        await self._steer(pod, epoch, enabled=True)
+
+    async def _families(self, pod: Pod, epoch: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Those to steer, and those it can dial.
+
+        Steered is whatever can arrive: a link-local address comes by itself, any other may come later. Dialled are
+        those it has, and those it is declared to have: its addresses may come one by one, after us.
+        """
+        found: frozenset[int]
+        steered: frozenset[int]
+        found, steered = await self._inside(pod, epoch, lambda fd: (dialable(fd), reachable(fd)))
+        declared = {6 if ":" in address else 4 for address in pod.want.addresses}
+        return steered | found | declared, found | declared
+
+    async def _check(self, pod: Pod, epoch: int) -> None:
+        """Of a steered one: somebody may have flushed rules or routes, or added an address."""
+        try:
+            families, dial_families = await self._families(pod, epoch)
+            if pod.state != "steered":
+                return
+            if not (families <= pod.families and dial_families <= pod.dial_families):
+                pod.set("attaching", "it has an address of a new family")
+            elif await self._steer(pod, epoch, enabled=True):
+                pod.repairs += 1
+                _log(f"{_key(pod)}: rules or routes were not as they should be, repaired")
+        except _Superseded:
+            return
+        except (RedirectError, OSError) as exc:
+            if pod.epoch == epoch:
+                await self._failed(pod, epoch, exc)
+
+    def _journal_add(self, pod: Pod) -> None:
+        self._journal.add(_key(pod), {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
+
+    async def _attach(self, pod: Pod, epoch: int) -> None:
+        """Listeners, before any rule."""
+        pod.set("attaching", "waiting for listeners")
+        self._journal_add(pod)
+        reply = await self._link.ask(
+            "attach",
+            (pod.netns_fd,),
+            workload=_key(pod),
+            families=sorted(pod.families),
+            dial_families=sorted(pod.dial_families),
+            outbound_port=self.settings.outbound_port,
+            inbound_port=self.settings.inbound_port,
+            policy=pod.want.failure_policy,
+        )
+        if pod.epoch != epoch:
+            raise _Superseded
+        if reply["error"]:
+            raise RedirectError(reply["error"])
+        pod.set("steering", "putting the rules there")
+
+    async def _steer(self, pod: Pod, epoch: int, *, enabled: bool) -> bool:
+        """Put the rules there (`enabled`), or only the hooks that established connections need. False: they were."""
+        key = _key(pod)
+        policy, vips = pod.want.failure_policy, self.vip_cidrs
+        desired = self._steering(pod, policy, enabled=enabled)
+        state = pod.state
+        applied = await self._inside(pod, epoch, steer, desired, None)
+        if applied.owner_fd is not None:
+            try:
+                # What another has decided meanwhile stands: a table that nobody owns goes at once.
+                if pod.epoch != epoch or (state == "steered" and pod.state != state):
+                    raise _Superseded
+                self._link.send("own", (applied.owner_fd,), workload=key, generation=applied.generation)
+            finally:
+                os.close(applied.owner_fd)
+        elif pod.epoch != epoch:
+            raise _Superseded
+        elif applied.changed and not desired.owned:
+            # Plain rules are in force; an owned table of before, if any, goes with its owner.
+            self._link.send("own", workload=key, generation=applied.generation)
+        pod.generation, pod.policy, pod.vip_cidrs = applied.generation, policy, vips
+        return applied.changed
+
+    def _steering(self, pod: Pod, policy: str, *, enabled: bool) -> Steering:
+        settings = self.settings
+        return Steering(
+            node=settings.node,
+            families=frozenset(4 if f == 4 else 6 for f in pod.families),
+            failure_policy="closed" if policy == "closed" else "open",
+            ports=Ports(outbound=settings.outbound_port, inbound=settings.inbound_port),
+            mark=settings.mark,
+            mask=settings.mark_mask,
+            # Without an address to dial from, a VIP shall stay unreachable: clients then take the other family's.
+            vip_cidrs=tuple(cidr for cidr in self.vip_cidrs if (6 if ":" in cidr else 4) in pod.dial_families),
+            enabled=enabled,
+        )
+
+    def _lost(self, pod: Pod) -> None:
+        """The namespace was deleted or replaced. Everything of ours in it must be closed, at once."""
+        key = _key(pod)
+        pod.epoch += 1
+        self._link.send("detach", workload=key)
+        if pod.netns_fd >= 0:
+            os.close(pod.netns_fd)
+        pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at, pod.policy = -1, (0, 0), 0, 0.0, ""
+        if pod.state != "absent":
+            _log(f"{key}: its namespace is gone")
+        pod.set("absent", f"{pod.want.netns} was deleted")
+        pod.failure = ""
+        self._journal.remove(key)
+
+    async def _release(self, pod: Pod) -> None:
+        """No longer wanted: rules off, then listeners, then the rest."""
+        key = _key(pod)
+        pod.epoch += 1
+        if pod.netns_fd < 0:
+            return
+        with contextlib.suppress(RedirectError, OSError, _Superseded):
+            await self._inside(pod, pod.epoch, remove, self.settings.node)
+        if pod.netns_fd < 0:
+            return  # deleted meanwhile
+        self._link.send("own", workload=key, generation=0)
+        self._link.send("detach", workload=key)
+        os.close(pod.netns_fd)
+        pod.netns_fd = -1
+        self._journal.remove(key)
+        _log(f"{key}: released")
+
+    async def _forget(self, key: str) -> None:
+        entry = self._journal.entries.get(key)
+        if entry is not None and _ns_of(entry["netns"]) == (entry["dev"], entry["ino"]):
+            with contextlib.suppress(RedirectError, OSError):
+                fd = await self._loop.run_in_executor(self._executor, open_netns, entry["netns"])
+                try:
+                    await self._loop.run_in_executor(self._executor, remove, fd, self.settings.node)
+                finally:
+                    os.close(fd)
+        self._link.send("detach", workload=key)
+        self._journal.remove(key)
+
+    # -- stop ---------------------------------------------------------------------------------------
+
+    async def unsteer(self) -> list[str]:
+        """Rules off where the policy is open; the hooks stay so that established connections live on.
+
+        Returns the workloads whose rules are off.
+        """
+        done: list[str] = []
+
+        async def unsteer(pod: Pod) -> None:
+            pod.epoch += 1  # who waits for listeners steers no more
+            if pod.netns_fd >= 0 and pod.generation and pod.policy == "open":
+                try:
+                    pod.set("draining")
+                    await self._steer(pod, pod.epoch, enabled=False)
+                    done.append(_key(pod))
+                except _Superseded:
+                    pass
+                except (RedirectError, OSError) as exc:
+                    _log(f"{_key(pod)}: {exc}")
+
+        await asyncio.gather(*map(unsteer, self.pods.values()))
+        return done
+
+    async def clean(self) -> None:
+        """Workers are gone and owner sockets closed: remove routes. Where the policy is closed all stays."""
+
+        async def clean(pod: Pod) -> None:
+            if pod.netns_fd >= 0 and pod.policy != "closed":
+                try:
+                    await self._inside(pod, pod.epoch, remove, self.settings.node)
+                    self._journal.remove(_key(pod))
+                except _Superseded:
+                    pass
+                except (RedirectError, OSError) as exc:
+                    _log(f"{_key(pod)}: {exc}")
+
+        await asyncio.gather(*map(clean, self.pods.values()))
+
+
+def _key(pod: Pod) -> str:
+    return f"{pod.want.namespace}/{pod.want.name}"
+
+
+def _ns_of(path: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (stat.st_dev, stat.st_ino)
+
+
+def _log(text: str) -> None:
+    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)

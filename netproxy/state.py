@@ -1,0 +1,82 @@
+"""The state folder of a node: VIP assignments, and which of its files could not be written. Brain's part.
+
+Without the folder we go on, and forget at a restart what could not be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+
+from .addr import ServiceKey
+
+AGAIN_S = 5.0
+"""Between two tries of what failed."""
+
+
+class StateFolder:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._errors: dict[str, str] = {}
+        self._retry_at = 0.0
+        self._vips = os.path.join(path, "vips.json")
+
+    @property
+    def error(self) -> str:
+        return in_short(self._errors.values())
+
+    def note(self, what: str, failed: OSError | None = None) -> None:
+        """`what` could be written, or failed. Logged when that changes."""
+        if failed is None:
+            if self._errors.pop(what, "") and not self._errors:
+                _log("state: it can be written again")
+        elif self._errors.get(what) != str(failed):
+            self._errors[what] = str(failed)
+            _log(f"state: {failed}; goes on without")
+
+    def make(self) -> bool:
+        """The folder is there."""
+        try:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+        except OSError as exc:
+            self.note("folder", exc)
+            return False
+        self.note("folder")
+        return True
+
+    def should_retry(self) -> bool:
+        """Something could not be written, and it is time to try again."""
+        if not self._errors or time.monotonic() < self._retry_at:
+            return False
+        self._retry_at = time.monotonic() + AGAIN_S
+        return True
+
+    def load_vips(self) -> dict[ServiceKey, tuple[str, ...]]:
+        with contextlib.suppress(OSError, ValueError), open(self._vips) as file:
+            return {ServiceKey(key): tuple(value) for key, value in json.load(file).items()}
+        return {}
+
+    def save_vips(self, vips: Mapping[ServiceKey, Iterable[str]]) -> None:
+        try:
+            with open(f"{self._vips}.new", "w") as file:
+                json.dump({key: list(value) for key, value in vips.items()}, file)
+            os.replace(f"{self._vips}.new", self._vips)
+        except OSError as exc:
+            self.note("vips", exc)
+        else:
+            self.note("vips")
+
+
+def in_short(errors: Iterable[str]) -> str:
+    """Each once, the first few of them."""
+    different = list(dict.fromkeys(errors))
+    more = [f"and {len(different) - 3} more"] if len(different) > 3 else []
+    return "; ".join([*different[:3], *more])
+
+
+def _log(text: str) -> None:
+    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)
