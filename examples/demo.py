@@ -72,8 +72,12 @@ http {{
 """
 
 
-class Interrupted(BaseException):
-    """A signal asked for the end."""
+_asked: list[int] = []
+"""The signal that asked for the end."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for the end. Of this kind, since asyncio (in pyroute2) swallows any other from a handler."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -414,14 +418,20 @@ class Demo:
             story.check(f"netproxy status of {agent.node.name}", f"exit code {done.returncode}", done.returncode == 0)
 
     def play(self) -> None:
-        self.build()
-        self.plain_calls()
-        self.split()
-        self.header_route()
-        self.weight_change()
-        self.on_the_wire()
-        self.strict()
-        self.metrics()
+        for step in (
+            self.build,
+            self.plain_calls,
+            self.split,
+            self.header_route,
+            self.weight_change,
+            self.on_the_wire,
+            self.strict,
+            self.metrics,
+        ):
+            step()
+            if _asked:
+                # Somebody's clean-up swallowed what the handler raised.
+                raise Interrupted(_asked[0])
 
     # -- KEEP=1 -------------------------------------------------------------------------------------
 
@@ -497,6 +507,7 @@ def _interrupt(number: int, _frame: object) -> None:
     if os.getpid() != _PID:
         os._exit(1)  # a child that pyroute2 forked, and ends by SIGTERM: nothing here is its to clean up
     _ignore_signals()  # the end is not to be interrupted
+    _asked.append(number)
     raise Interrupted(number)
 
 

@@ -30,9 +30,9 @@ from .config.shard import SvidShard, decode_shard, preload
 from .decide.route import Tables
 from .identity.tls import ContextCache
 from .observe.record import Recorder
-from .relay.connection import UpstreamHttp
 from .relay.serve import Server, reset
 from .relay.services import Services
+from .relay.upstream import UpstreamHttp
 from .settings import REGIONS_PER_WORKER
 from .upstream.connect import Dialer, SocketStock
 from .upstream.pool import Pool

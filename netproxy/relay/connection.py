@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
+from ..addr import ServiceKey
 from ..codec.events import (
     ConnectionClosed,
     Data,
@@ -36,11 +36,9 @@ from ..codec.events import (
     ResponseHead,
     Trailers,
 )
-from ..codec.h1 import H1Client, H1Limits, H1Server, client_engine, server_engine
-from ..config.shard import WorkloadShard
+from ..codec.h1 import H1Limits, H1Server, server_engine
 from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
-from ..observe.record import Parties
 from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .exchange import (
@@ -53,9 +51,10 @@ from .exchange import (
     without_ours,
     xfcc_value,
 )
+from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .services import Facts, Services
+from .upstream import ALPN_HTTP1, UpstreamHttp
 
-ALPN_HTTP1 = "netproxy/http/1.1"
 _LINGER_S = 2.0
 _LINGER_BYTES = 1024 * 1024
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
@@ -636,160 +635,3 @@ class Exchange:
             self._connection.stream.abort()
         elif reason is not Reason.DOWNSTREAM_CLOSED:
             self._connection.exchange_done(must_close=must_close)
-
-
-class UpstreamHttp:
-    """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
-
-    __slots__ = ("_closed", "_engine", "_exchange", "_services", "_uses", "_writable", "key", "stream")
-
-    def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
-        """The connection was reserved in the pool; `closed` there is called when it is gone."""
-        mesh = services.tables.mesh
-        self.key = key
-        self.stream = stream
-        self._services = services
-        self._engine: H1Client = client_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
-        self._exchange: Exchange | None = None
-        self._uses = 0
-        self._writable = True
-        self._closed = False
-        stream.sink = self
-        stream.resume_reading()
-
-    def __repr__(self) -> str:
-        return f"<UpstreamHttp {self.key.endpoint} uses={self._uses} {'busy' if self._exchange else 'idle'}>"
-
-    @property
-    def reused(self) -> bool:
-        return self._uses > 1
-
-    def begin(self, exchange: Exchange) -> None:
-        self._uses += 1
-        self._exchange = exchange
-        if not self._writable:
-            # An endpoint that answered the request before without reading all of it.
-            exchange.upstream_writable(False)
-
-    def send(self, event: Event) -> None:
-        buffers = self._engine.send(1, event)
-        if buffers:
-            self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
-
-    def idle(self) -> None:
-        """The exchange is over; wait for another, if the protocol allows."""
-        self._exchange = None
-        if self.stream.closing:
-            return
-        if not self._engine.reusable or self._services.draining:
-            self.stream.close()
-            return
-        self.stream.resume_reading()
-        surplus = self._services.pool.give(self.key, self, self._services.now())
-        if surplus is not None:
-            surplus.close()
-
-    def close(self) -> None:
-        self._exchange = None
-        self.stream.close()
-
-    def abort(self) -> None:
-        self._exchange = None
-        self.stream.abort()
-
-    def data_received(self, data: bytes) -> None:
-        if self._exchange is None:
-            # Octets that nobody asked for: whatever they are, they must not answer the next request.
-            self.stream.abort()
-            return
-        self._exchange.response_begins()
-        try:
-            events = self._engine.receive(data)
-        except RemoteProtocolError as exc:
-            self._gone(Reason.UPSTREAM_PROTOCOL, f"{self.key.endpoint}: {exc.detail}")
-            self.stream.abort()
-            return
-        self._dispatch(events)
-
-    def _dispatch(self, events: Sequence[Event]) -> None:
-        for event in events:
-            exchange = self._exchange
-            if exchange is None:
-                break
-            if isinstance(event, ConnectionClosed):
-                self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: closed without an answer")
-            else:
-                exchange.response(event)
-
-    def eof_received(self) -> None:
-        if self._exchange is not None:
-            try:
-                self._dispatch(self._engine.receive(b""))
-            except RemoteProtocolError as exc:
-                self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc.detail}")
-        self.stream.close()
-
-    def writable(self, ok: bool) -> None:
-        self._writable = ok
-        if self._exchange is not None:
-            self._exchange.upstream_writable(ok)
-
-    def closed(self, exc: Exception | None) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._services.pool.remove(self.key, self)
-        self._services.pool.closed(self.key)
-        self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc or 'closed before the answer was complete'}")
-
-    def _gone(self, reason: Reason, detail: str) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.upstream_gone(reason, detail)
-
-
-# -- shared with the TCP relay -------------------------------------------------------------------------
-
-
-def must_be_mesh_tls(facts: Facts, shard: WorkloadShard) -> bool:
-    """Is this an inbound connection without a verified peer, to a port that now wants one?"""
-    mode = shard.port_mtls.get(facts.dst.port, shard.mtls)
-    return facts.inbound and mode == "STRICT" and not facts.peer
-
-
-def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:
-    """The identity that the endpoint must prove, None when mesh TLS is not used to it.
-
-    Never towards the own application: an inbound leg, or a workload that calls itself (local traffic does
-    not pass its own inbound steering).
-    """
-    endpoint = choice.endpoint.endpoint
-    if facts.inbound or not endpoint.meshed or endpoint.host in facts.shard.addresses:
-        return None
-    return endpoint.identity
-
-
-async def dial(services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, alpn: str) -> Stream:
-    """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError."""
-    theirs = mesh_identity(facts, choice)
-    tls = (facts.shard.identity, theirs, alpn) if theirs is not None else None
-    mesh = services.tables.mesh
-    timeouts_s = (mesh.connect_timeout_s, mesh.handshake_timeout_s)
-    return await services.dialer.dial(facts.workload, endpoint, timeouts_s, tls=tls, high_water=mesh.buffer_bytes)
-
-
-def parties(facts: Facts, services: Services, choice: Choice | None) -> Parties:
-    own = f"{facts.shard.namespace}/{facts.shard.name}"
-    if facts.inbound:
-        source = services.tables.workload_at(facts.client.host)
-        name = f"{source.namespace}/{source.name}" if source is not None else "unknown"
-        return Parties("destination", name, facts.peer or "unknown", own, "")
-    service = choice.service if choice is not None and choice.service else facts.port.service if facts.port else ""
-    workload: WorkloadKey | str = choice.endpoint.endpoint.workload if choice is not None else ""
-    return Parties("source", own, facts.shard.identity, workload or "unknown", service)
-
-
-def security(facts: Facts, choice: Choice | None) -> str:
-    if facts.inbound:
-        return "mutual_tls" if facts.peer else "none"
-    return "mutual_tls" if choice is not None and mesh_identity(facts, choice) is not None else "none"

@@ -38,9 +38,11 @@ from ..identity.spiffe import SpiffeVerifier
 from ..identity.tls import ContextCache, TlsStream
 from ..stream import Stream
 from ..tcp import accepted as tcp_accepted
-from .connection import ALPN_HTTP1, HttpConnection, dial, mesh_identity, parties, security
+from .connection import HttpConnection
+from .facts import dial, mesh_identity, parties, security
 from .services import Facts, Services
 from .tcp import TcpRelay
+from .upstream import ALPN_HTTP1
 
 ALPN_TCP = "netproxy/tcp"
 _HTTP = (Protocol.HTTP1, Protocol.STALLED_HTTP)

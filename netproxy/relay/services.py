@@ -15,7 +15,7 @@ from ..upstream.connect import Dialer
 from ..upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from .connection import UpstreamHttp
+    from .upstream import UpstreamHttp
 
 
 class Live(Protocol):

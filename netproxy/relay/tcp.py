@@ -15,7 +15,7 @@ from ..decide.route import EndpointState
 from ..errors import Reason
 from ..observe.record import Parties
 from ..stream import Stream
-from .connection import must_be_mesh_tls
+from .facts import must_be_mesh_tls
 from .services import Facts, Services
 
 

@@ -19,8 +19,9 @@ from netproxy.config.shard import Backend, Endpoint, Match, MeshShard, Rule, Ser
 from netproxy.decide.route import EndpointState, PortTable, Tables
 from netproxy.errors import LocalProtocolError, Reason, UpstreamError
 from netproxy.observe.record import Parties, Recorder
-from netproxy.relay.connection import Exchange, HttpConnection, UpstreamHttp
+from netproxy.relay.connection import Exchange, HttpConnection
 from netproxy.relay.services import Facts, Services
+from netproxy.relay.upstream import UpstreamHttp
 from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
 from netproxy.tcp import Delivery

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from netproxy.errors import Reason
-from netproxy.relay.connection import UpstreamHttp
+from netproxy.relay.upstream import UpstreamHttp
 
 from .streams import HIGH_WATER, CountedConnection, FakeStream, World, turns, web_shard
 

@@ -1,0 +1,54 @@
+"""What follows from the facts of a connection, whatever it carries: mesh TLS or not, and who talks to whom."""
+
+from __future__ import annotations
+
+from ..addr import EndpointAddr, SpiffeId, WorkloadKey
+from ..config.shard import WorkloadShard
+from ..decide.route import Choice
+from ..observe.record import Parties
+from ..stream import Stream
+from .services import Facts, Services
+
+
+def must_be_mesh_tls(facts: Facts, shard: WorkloadShard) -> bool:
+    """Is this an inbound connection without a verified peer, to a port that now wants one?"""
+    mode = shard.port_mtls.get(facts.dst.port, shard.mtls)
+    return facts.inbound and mode == "STRICT" and not facts.peer
+
+
+def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:
+    """The identity that the endpoint must prove, None when mesh TLS is not used to it.
+
+    Never towards the own application: an inbound leg, or a workload that calls itself (local traffic does
+    not pass its own inbound steering).
+    """
+    endpoint = choice.endpoint.endpoint
+    if facts.inbound or not endpoint.meshed or endpoint.host in facts.shard.addresses:
+        return None
+    return endpoint.identity
+
+
+async def dial(services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, alpn: str) -> Stream:
+    """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError."""
+    theirs = mesh_identity(facts, choice)
+    tls = (facts.shard.identity, theirs, alpn) if theirs is not None else None
+    mesh = services.tables.mesh
+    timeouts_s = (mesh.connect_timeout_s, mesh.handshake_timeout_s)
+    return await services.dialer.dial(facts.workload, endpoint, timeouts_s, tls=tls, high_water=mesh.buffer_bytes)
+
+
+def parties(facts: Facts, services: Services, choice: Choice | None) -> Parties:
+    own = f"{facts.shard.namespace}/{facts.shard.name}"
+    if facts.inbound:
+        source = services.tables.workload_at(facts.client.host)
+        name = f"{source.namespace}/{source.name}" if source is not None else "unknown"
+        return Parties("destination", name, facts.peer or "unknown", own, "")
+    service = choice.service if choice is not None and choice.service else facts.port.service if facts.port else ""
+    workload: WorkloadKey | str = choice.endpoint.endpoint.workload if choice is not None else ""
+    return Parties("source", own, facts.shard.identity, workload or "unknown", service)
+
+
+def security(facts: Facts, choice: Choice | None) -> str:
+    if facts.inbound:
+        return "mutual_tls" if facts.peer else "none"
+    return "mutual_tls" if choice is not None and mesh_identity(facts, choice) is not None else "none"

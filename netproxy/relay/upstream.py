@@ -1,0 +1,137 @@
+"""One HTTP/1 connection to an endpoint: busy with an exchange, or idle in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..codec.events import ConnectionClosed, Event
+from ..codec.h1 import H1Client, H1Limits, client_engine
+from ..errors import Reason, RemoteProtocolError
+from ..stream import Stream
+from ..upstream.pool import PoolKey
+from .services import Services
+
+ALPN_HTTP1 = "netproxy/http/1.1"
+
+
+class Requester(Protocol):
+    """What an upstream connection tells whom it works for."""
+
+    def upstream_writable(self, ok: bool) -> None: ...
+
+    def response_begins(self) -> None: ...
+
+    def response(self, event: Event) -> None: ...
+
+    def upstream_gone(self, reason: Reason, detail: str) -> None: ...
+
+
+class UpstreamHttp:
+    """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
+
+    __slots__ = ("_closed", "_engine", "_exchange", "_services", "_uses", "_writable", "key", "stream")
+
+    def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
+        """The connection was reserved in the pool; `closed` there is called when it is gone."""
+        mesh = services.tables.mesh
+        self.key = key
+        self.stream = stream
+        self._services = services
+        self._engine: H1Client = client_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
+        self._exchange: Requester | None = None
+        self._uses = 0
+        self._writable = True
+        self._closed = False
+        stream.sink = self
+        stream.resume_reading()
+
+    def __repr__(self) -> str:
+        return f"<UpstreamHttp {self.key.endpoint} uses={self._uses} {'busy' if self._exchange else 'idle'}>"
+
+    @property
+    def reused(self) -> bool:
+        return self._uses > 1
+
+    def begin(self, exchange: Requester) -> None:
+        self._uses += 1
+        self._exchange = exchange
+        if not self._writable:
+            # An endpoint that answered the request before without reading all of it.
+            exchange.upstream_writable(False)
+
+    def send(self, event: Event) -> None:
+        buffers = self._engine.send(1, event)
+        if buffers:
+            self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+
+    def idle(self) -> None:
+        """The exchange is over; wait for another, if the protocol allows."""
+        self._exchange = None
+        if self.stream.closing:
+            return
+        if not self._engine.reusable or self._services.draining:
+            self.stream.close()
+            return
+        self.stream.resume_reading()
+        surplus = self._services.pool.give(self.key, self, self._services.now())
+        if surplus is not None:
+            surplus.close()
+
+    def close(self) -> None:
+        self._exchange = None
+        self.stream.close()
+
+    def abort(self) -> None:
+        self._exchange = None
+        self.stream.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange is None:
+            # Octets that nobody asked for: whatever they are, they must not answer the next request.
+            self.stream.abort()
+            return
+        self._exchange.response_begins()
+        try:
+            events = self._engine.receive(data)
+        except RemoteProtocolError as exc:
+            self._gone(Reason.UPSTREAM_PROTOCOL, f"{self.key.endpoint}: {exc.detail}")
+            self.stream.abort()
+            return
+        self._dispatch(events)
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        for event in events:
+            exchange = self._exchange
+            if exchange is None:
+                break
+            if isinstance(event, ConnectionClosed):
+                self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: closed without an answer")
+            else:
+                exchange.response(event)
+
+    def eof_received(self) -> None:
+        if self._exchange is not None:
+            try:
+                self._dispatch(self._engine.receive(b""))
+            except RemoteProtocolError as exc:
+                self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc.detail}")
+        self.stream.close()
+
+    def writable(self, ok: bool) -> None:
+        self._writable = ok
+        if self._exchange is not None:
+            self._exchange.upstream_writable(ok)
+
+    def closed(self, exc: Exception | None) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._services.pool.remove(self.key, self)
+        self._services.pool.closed(self.key)
+        self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc or 'closed before the answer was complete'}")
+
+    def _gone(self, reason: Reason, detail: str) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.upstream_gone(reason, detail)
