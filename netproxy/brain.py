@@ -27,7 +27,7 @@ from .admin import Admin
 from .arena import ArenaReader
 from .certificates import Certificates
 from .channel import Channel, ChannelBroken, Message
-from .child import Joined, join
+from .child import Joined, join, log
 from .config import source
 from .config.load import Loader
 from .config.shard import ServiceShard, Shard, encode_shard
@@ -101,7 +101,7 @@ class Brain:
             case "leave":
                 self._end(0)
             case other:
-                _log(f"unknown message {other!r}")
+                log(f"unknown message {other!r}")
 
     def send(self, op: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
         try:
@@ -185,13 +185,13 @@ class Brain:
             snapshot = await self._loop.run_in_executor(self._reader, self._loader.load, context)
         except ConfigError as exc:
             if str(exc) != self.config_error:
-                _log(f"configuration: {exc}; what was in force stays")
+                log(f"configuration: {exc}; what was in force stays")
             self.config_error = str(exc)
             return
         self._fingerprint = seen
         self.config_error = ""
         for error in snapshot.rejected:
-            _log(f"rejected: {error}")
+            log(f"rejected: {error}")
         self.snapshot = snapshot
         self.applied_at = time.time()
         self.state.note("last-good", self._loader.memory_error)
@@ -368,10 +368,6 @@ def _service(shard: ServiceShard) -> dict[str, Any]:
             for port in shard.ports
         ],
     }
-
-
-def _log(text: str) -> None:
-    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)
 
 
 async def _run(joined: Joined) -> int:

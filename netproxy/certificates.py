@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from .addr import SpiffeId
+from .child import log
 from .config.shard import SvidShard
 from .errors import IdentityError
 from .identity.ca import CertificateAuthority
@@ -88,7 +88,7 @@ class Certificates:
             self._errors.pop(identity, None)
         elif self._errors.get(identity) != str(failed):
             self._errors[identity] = str(failed)
-            _log(f"identity: {failed}")
+            log(f"identity: {failed}")
 
     async def _authority(self, trust_domain: str) -> CertificateAuthority | None:
         """None when it can't be opened; `error` says why."""
@@ -148,7 +148,7 @@ class Certificates:
             else:
                 self._unchecked.discard(identity)
             if renew:
-                _log(f"renewed the certificate of {identity}")
+                log(f"renewed the certificate of {identity}")
         return installed
 
     def _obtain(self, identity: SpiffeId, authority: CertificateAuthority | None, *, renew: bool) -> SvidShard | None:
@@ -164,7 +164,7 @@ class Certificates:
             except IdentityError as exc:
                 if authority is None:
                     raise
-                _log(f"identity: {exc}; a new certificate takes its place")
+                log(f"identity: {exc}; a new certificate takes its place")
         if authority is None:
             return None
         svid = issue_svid(authority, identity, now=now)
@@ -181,7 +181,3 @@ class Certificates:
             self._unsaved.discard(svid.identity)
             if not self._unsaved:
                 self._state.note("svid")
-
-
-def _log(text: str) -> None:
-    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)

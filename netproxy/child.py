@@ -56,6 +56,11 @@ def _wait(channel: Channel) -> Message:
             raise ChannelBroken("no welcome from the supervisor")
 
 
+def log(text: str) -> None:
+    """A line in the brain's log."""
+    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)
+
+
 def die_with_parent(parent: int) -> None:
     """SIGKILL us when `parent` dies; exit now if it has already."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

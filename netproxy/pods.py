@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from redirect import Ports, RedirectError, Steering, dialable, reachable, remove
 from redirect.netns import open_netns
 
 from .addr import SpiffeId
+from .child import log
 from .config.snapshot import LocalWorkload
 from .errors import IdentityError, NetproxyError
 from .journal import Journal
@@ -153,7 +153,7 @@ class Pods:
             pod.retry_at = 0.0
             if released:
                 # A table that we handed over while this was under way would steer to nobody.
-                self._link.send("own", workload=_key(pod), generation=0)
+                self._link.send("own", workload=_key(pod))
             if pod.state == "steered":
                 pod.set("attaching", "steering was released while no worker ran")
         self._link.wake.set()
@@ -231,7 +231,7 @@ class Pods:
             pod.failure = ""
             # Spread over time, so that those which came together are not looked at together.
             pod.check_at = time.monotonic() + _CHECK_S * (0.5 + self._rng.random())
-            _log(f"{key}: steered, families {sorted(pod.dial_families)}, failure policy {pod.policy}")
+            log(f"{key}: steered, families {sorted(pod.dial_families)}, failure policy {pod.policy}")
         except _Superseded:
             return
         except (RedirectError, NetproxyError, OSError) as exc:
@@ -268,7 +268,7 @@ class Pods:
         if pod.epoch != epoch:
             return
         if pod.failure != detail:
-            _log(f"{_key(pod)}: {detail}")
+            log(f"{_key(pod)}: {detail}")
         pod.failure = detail
         pod.set("failed", detail)
         pod.retry_at = time.monotonic() + _RETRY_S
@@ -301,7 +301,7 @@ class Pods:
                 pod.set("attaching", "it has an address of a new family")
             elif await self._steer(pod, epoch, enabled=True):
                 pod.repairs += 1
-                _log(f"{_key(pod)}: rules or routes were not as they should be, repaired")
+                log(f"{_key(pod)}: rules or routes were not as they should be, repaired")
         except _Superseded:
             return
         except (RedirectError, OSError) as exc:
@@ -343,14 +343,14 @@ class Pods:
                 # What another has decided meanwhile stands: a table that nobody owns goes at once.
                 if pod.epoch != epoch or (state == "steered" and pod.state != state):
                     raise _Superseded
-                self._link.send("own", (applied.owner_fd,), workload=key, generation=applied.generation)
+                self._link.send("own", (applied.owner_fd,), workload=key)
             finally:
                 os.close(applied.owner_fd)
         elif pod.epoch != epoch:
             raise _Superseded
         elif applied.changed and not desired.owned:
             # Plain rules are in force; an owned table of before, if any, goes with its owner.
-            self._link.send("own", workload=key, generation=applied.generation)
+            self._link.send("own", workload=key)
         pod.generation, pod.policy, pod.vip_cidrs = applied.generation, policy, vips
         return applied.changed
 
@@ -377,7 +377,7 @@ class Pods:
             os.close(pod.netns_fd)
         pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at, pod.policy = -1, (0, 0), 0, 0.0, ""
         if pod.state != "absent":
-            _log(f"{key}: its namespace is gone")
+            log(f"{key}: its namespace is gone")
         pod.set("absent", f"{pod.want.netns} was deleted")
         pod.failure = ""
         self._journal.remove(key)
@@ -392,12 +392,12 @@ class Pods:
             await self._inside(pod, pod.epoch, remove, self.settings.node)
         if pod.netns_fd < 0:
             return  # deleted meanwhile
-        self._link.send("own", workload=key, generation=0)
+        self._link.send("own", workload=key)
         self._link.send("detach", workload=key)
         os.close(pod.netns_fd)
         pod.netns_fd = -1
         self._journal.remove(key)
-        _log(f"{key}: released")
+        log(f"{key}: released")
 
     async def _forget(self, key: str) -> None:
         entry = self._journal.entries.get(key)
@@ -430,7 +430,7 @@ class Pods:
                 except _Superseded:
                     pass
                 except (RedirectError, OSError) as exc:
-                    _log(f"{_key(pod)}: {exc}")
+                    log(f"{_key(pod)}: {exc}")
 
         await asyncio.gather(*map(unsteer, self.pods.values()))
         return done
@@ -446,7 +446,7 @@ class Pods:
                 except _Superseded:
                     pass
                 except (RedirectError, OSError) as exc:
-                    _log(f"{_key(pod)}: {exc}")
+                    log(f"{_key(pod)}: {exc}")
 
         await asyncio.gather(*map(clean, self.pods.values()))
 
@@ -461,7 +461,3 @@ def _ns_of(path: str) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (stat.st_dev, stat.st_ino)
-
-
-def _log(text: str) -> None:
-    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping
 
 from .addr import ServiceKey
+from .child import log
 
 AGAIN_S = 5.0
 """Between two tries of what failed."""
@@ -33,10 +33,10 @@ class StateFolder:
         """`what` could be written, or failed. Logged when that changes."""
         if failed is None:
             if self._errors.pop(what, "") and not self._errors:
-                _log("state: it can be written again")
+                log("state: it can be written again")
         elif self._errors.get(what) != str(failed):
             self._errors[what] = str(failed)
-            _log(f"state: {failed}; goes on without")
+            log(f"state: {failed}; goes on without")
 
     def make(self) -> bool:
         """The folder is there."""
@@ -76,7 +76,3 @@ def in_short(errors: Iterable[str]) -> str:
     different = list(dict.fromkeys(errors))
     more = [f"and {len(different) - 3} more"] if len(different) > 3 else []
     return "; ".join([*different[:3], *more])
-
-
-def _log(text: str) -> None:
-    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)

@@ -480,14 +480,14 @@ class Supervisor:
             item = old
             item.spec = fields
         else:
-            self._detach(key, abort=True)
+            self._detach(key)
             item = self.attached[key] = Attached(netns_fd, fields)
         item.policy = policy
         try:
             for number in range(self.settings.workers):
                 item.listeners.setdefault(number, []).extend(self._make_listeners(item, number))
         except OSError as exc:
-            self._detach(key, abort=True)
+            self._detach(key)
             self._send(child, "attach", id=request, workload=key, error=f"listeners: {exc}")
             return
         item.request, item.deadline = request, time.monotonic() + ATTACH_TIMEOUT_S
@@ -507,7 +507,7 @@ class Supervisor:
             release([old])
 
     def _brain_detach(self, _child: Child, message: Message) -> None:
-        self._detach(message.fields["workload"], abort=True)
+        self._detach(message.fields["workload"])
 
     def _brain_state(self, child: Child, message: Message) -> None:
         state = {
@@ -608,7 +608,7 @@ class Supervisor:
             dial=item.spec.get("dial_families", item.spec["families"]),  # a brain of before an upgrade sends none
         )
 
-    def _detach(self, key: str, abort: bool) -> None:
+    def _detach(self, key: str) -> None:
         item = self.attached.pop(key, None)
         if item is None:
             return
@@ -616,7 +616,7 @@ class Supervisor:
             self._to_brain("attach", id=item.request, workload=key, error="detached")
         for child in self.children.values():
             if child.role == "worker":
-                self._send(child, "unlisten", workload=key, abort=abort)
+                self._send(child, "unlisten", workload=key)
         for sockets in item.listeners.values():
             _close_all(sockets)
         self._disown([item])

@@ -39,7 +39,7 @@ from ..identity.tls import ContextCache, TlsStream
 from ..stream import Stream
 from ..tcp import accepted as tcp_accepted
 from .connection import HttpConnection
-from .facts import dial, mesh_identity, parties, security
+from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .services import Facts, Services
 from .tcp import TcpRelay
 from .upstream import ALPN_HTTP1
@@ -118,7 +118,7 @@ class Server:
 
     async def _inbound(self, sock: socket.socket, facts: Facts) -> None:
         mesh, dst = self._services.tables.mesh, facts.dst
-        strict = facts.shard.port_mtls.get(dst.port, facts.shard.mtls) == "STRICT"
+        strict = must_be_mesh_tls(facts, facts.shard)
         declared = declared_protocol(facts.shard, dst.port, mesh.opaque_ports)
         verdict = await detect(sock, mesh.header_timeout_s if strict else mesh.detect_timeout_s)
         if declared == "auto":
