@@ -214,7 +214,7 @@ class Brain:
             if key in self._versions:
                 versions[key] = self._versions[key]
         changed = [key for key, version in versions.items() if self._versions.get(key) != version]
-        order = {"mesh": 0, "svid": 1, "workload": 2, "service": 3}
+        order = {"mesh": 0, "svid": 1, "workload": 2, "service": 3, "external": 4}
         changed.sort(key=lambda key: (order[key.partition("/")[0]], key in self._versions, key))
         for key in changed:
             self.send("put", key=key, version=versions[key], body=encoded[key])

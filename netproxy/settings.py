@@ -44,6 +44,7 @@ class NodeSettings:
     workers: int = 1
     outbound_port: int = 15001
     inbound_port: int = 15006
+    dns_port: int = 15053
     admin_port: int = 15000
     metrics_port: int = 15020
     metrics_address: str = "127.0.0.1"
@@ -54,6 +55,10 @@ class NodeSettings:
     drain_s: float = 30.0
     poll_s: float = 0.5
     """How often configuration files are looked at."""
+    access_log: str = "-"
+    """File that access log lines are appended to; ``-``: standard output."""
+    log_level: str = "info"
+    """Of our own messages at the start: error, warning, info or debug."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

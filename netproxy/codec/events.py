@@ -12,15 +12,23 @@ An engine is one side of one connection and pure: bytes and events, no socket, n
 
 Order within one stream: RequestHead or ResponseHead (after any number of Informational), Data*, at
 most one Trailers, End. End is always sent, also after a head without body.
+
+A tunnel begins with the response: a ResponseHead with status 101 (to a request whose head has `upgrade`), or 2xx to
+CONNECT. From there on both directions are octets of no protocol: Data* and End, without framing; End is half a close,
+and the connection is not reusable. The request before it is complete (its End comes before the ResponseHead), and a
+second End of that direction ends the tunnel's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 """Names in lower case, values without surrounding white space, in order of arrival."""
+
+Spelling: TypeAlias = Mapping[bytes, bytes]
+"""How the sender wrote names: by the name in lower case (of several spellings the first)."""
 
 
 class RequestHead(NamedTuple):
@@ -29,6 +37,8 @@ class RequestHead(NamedTuple):
     target: bytes
     headers: Headers
     http_version: bytes = b"1.1"
+    spelling: Spelling | None = None
+    """Only of engines that were asked to keep it. Written out, a name that it lacks is in lower case."""
 
 
 class ResponseHead(NamedTuple):
@@ -36,6 +46,7 @@ class ResponseHead(NamedTuple):
     status: int
     headers: Headers
     http_version: bytes = b"1.1"
+    spelling: Spelling | None = None
 
 
 class Informational(NamedTuple):

@@ -43,15 +43,30 @@ class HeaderMatch:
     name: str
     """Lower case."""
     value: str
+    kind: Literal["exact", "regex"] = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryMatch:
+    """The first parameter of that name counts. Names and values are case-sensitive, as decoded from a form."""
+
+    name: str
+    value: str
+    kind: Literal["exact", "regex"] = "exact"
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """All parts must match (AND). `path_kind` prefix matches by path element (Gateway API)."""
+    """All parts must match (AND). `path_kind` prefix matches by path element (Gateway API).
 
-    path_kind: Literal["exact", "prefix"] = "prefix"
+    Regular expressions are RE2's, valid, and match the whole path or value. `method` "" matches every method.
+    """
+
+    path_kind: Literal["exact", "prefix", "regex"] = "prefix"
     path: str = "/"
     headers: tuple[HeaderMatch, ...] = ()
+    query: tuple[QueryMatch, ...] = ()
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,8 @@ class ServicePort:
     protocol: AppProtocol
     endpoints: tuple[Endpoint, ...]
     rules: tuple[Rule, ...] | None = None
+    tcp_rule: Rule | None = None
+    """Of a TCPRoute: its backends share the port's opaque connections. `matches` is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +113,52 @@ class ServiceShard:
     name: str
     vips: tuple[str, ...]
     ports: tuple[ServicePort, ...]
+    headless: bool = False
+    """Its name means the addresses of its endpoints."""
 
     def key(self) -> str:
         return f"service/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalHost:
+    """One name of an ExternalService. `vips` is empty for a wildcard ("*.example.com": any depth, not the apex)."""
+
+    name: str
+    """Lower case, without a dot at its end."""
+    vips: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalPort:
+    """``tls`` is relayed and known by its SNI, ``http`` known by its Host, ``tcp`` opaque."""
+
+    port: int
+    name: str = ""
+    protocol: Literal["tls", "http", "tcp"] = "tcp"
+    target_port: int = 0
+    """Where the endpoints listen; 0: on `port`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalShard:
+    """Something outside of the mesh that workloads may call, from any namespace.
+
+    Called by a VIP of a host (its name was asked for), by an address within `networks`, or, where `hosts` are given,
+    at any address if SNI or Host is one of them. `endpoints`: where a named host is; () means what its name
+    resolves to. Key of its ports in tables and metrics: ``external/<namespace>/<name>``.
+    """
+
+    namespace: str
+    name: str
+    hosts: tuple[ExternalHost, ...] = ()
+    networks: tuple[str, ...] = ()
+    """CIDRs; a single address is /32 or /128."""
+    ports: tuple[ExternalPort, ...] = ()
+    endpoints: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        return f"external/{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +180,8 @@ class WorkloadShard:
     mtls: MtlsMode = "PERMISSIVE"
     port_mtls: dict[int, MtlsMode] = field(default_factory=dict)
     protocols: dict[int, AppProtocol] = field(default_factory=dict)
+    nameservers: tuple[str, ...] = ()
+    """Of a local one: addresses of the resolvers that get what is no name of the mesh, in order of preference."""
 
     def key(self) -> str:
         return f"workload/{self.namespace}/{self.name}"
@@ -144,6 +206,21 @@ class SvidShard:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessLog:
+    """Which requests and connections are logged: a share of all, and whatever is as said here."""
+
+    percent: float = 0.0
+    min_status: int = 0
+    """0: the status makes nobody be logged. So do 0.0 and () below."""
+    min_duration_s: float = 0.0
+    flags: tuple[str, ...] = ()
+
+    @property
+    def off(self) -> bool:
+        return not (self.percent or self.min_status or self.min_duration_s or self.flags)
+
+
+@dataclass(frozen=True, slots=True)
 class MeshShard:
     """What holds for the whole mesh. Times in seconds, sizes in octets."""
 
@@ -163,15 +240,31 @@ class MeshShard:
     max_headers: int = 256
     max_connections: int = 20_000
     buffer_bytes: int = 256 * 1024
+    expect_continue_timeout_s: float = 1.0
+    """So long an upstream may keep silent about ``Expect: 100-continue``; then we say 100. curl waits as long."""
+    header_case: Literal["lower", "preserve"] = "lower"
+    forwarded: Literal["append", "set", "preserve"] = "append"
+    """What the workload's own agent does with ``x-forwarded-for`` and ``x-forwarded-proto`` of what comes in."""
+    request_id: bool = True
+    """A request without ``x-request-id`` gets one."""
+    via: str = ""
+    """Our name in ``via``; "": none is added."""
+    access_log: AccessLog = AccessLog()
+    cluster_domain: str = "cluster.local"
+    dns_timeout_s: float = 4.0
+    """For the answer to a forwarded query; glibc asks again after 5 s."""
+    dns_max_outstanding: int = 1024
+    """Forwarded queries that wait for an answer, per worker."""
 
     def key(self) -> str:
         return "mesh"
 
 
-Shard = ServiceShard | WorkloadShard | SvidShard | MeshShard
+Shard = ServiceShard | ExternalShard | WorkloadShard | SvidShard | MeshShard
 
 _KINDS: dict[str, type[Any]] = {
     "service": ServiceShard,
+    "external": ExternalShard,
     "workload": WorkloadShard,
     "svid": SvidShard,
     "mesh": MeshShard,

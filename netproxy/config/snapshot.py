@@ -91,6 +91,23 @@ class ObjectStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What of a workload's traffic is steered; () for an `include` means all. An exclusion wins over an inclusion.
+
+    VIPs are steered whatever these say. `in_exclude_cidrs` are networks of clients. Ports and uids are sorted.
+    """
+
+    out_include_cidrs: tuple[str, ...] = ()
+    out_exclude_cidrs: tuple[str, ...] = ()
+    out_include_ports: tuple[int, ...] = ()
+    out_exclude_ports: tuple[int, ...] = ()
+    out_exclude_uids: tuple[int, ...] = ()
+    in_include_ports: tuple[int, ...] = ()
+    in_exclude_ports: tuple[int, ...] = ()
+    in_exclude_cidrs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LocalWorkload:
     """A workload of this node that is to be steered."""
 
@@ -102,6 +119,10 @@ class LocalWorkload:
     addresses: tuple[str, ...]
     netns: str
     failure_policy: FailurePolicy
+    traffic: Traffic = Traffic()
+    dns_capture: bool = True
+    nameservers: tuple[str, ...] = ()
+    """As declared in `Workload.dns`; () leaves it to the resolv.conf of the workload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +135,7 @@ class Snapshot:
     vip_networks: tuple[str, ...]
     statuses: Mapping[str, ObjectStatus]
     rejected: tuple[ConfigError, ...]
+    steering: Literal["auto", "nftables", "iptables"] = "auto"
     kept: tuple[str, ...] = ()
     """Objects whose last good version is in force, since the present one can't be used."""
 
