@@ -99,6 +99,7 @@ class Reason(enum.IntEnum):
     EGRESS_DENIED = 20
     LOOP = 21
     INTERNAL = 22
+    DNS_FAILED = 23
 
     @property
     def info(self) -> ReasonInfo:
@@ -129,5 +130,6 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.EGRESS_DENIED: ReasonInfo(502, "NR", "the outbound policy denies unknown destinations"),
     Reason.LOOP: ReasonInfo(502, "NR", "the destination is the proxy itself"),
     Reason.INTERNAL: ReasonInfo(500, "LR", "an internal error"),
+    Reason.DNS_FAILED: ReasonInfo(503, "DF", "the name of the endpoint could not be resolved"),
 }
 assert set(REASONS) == set(Reason)

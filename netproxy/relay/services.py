@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +32,13 @@ class Live(Protocol):
     def abort(self) -> None: ...
 
 
+class Resolver(Protocol):
+    """Names of hosts outside of the mesh, as a workload's own resolvers know them."""
+
+    async def resolve(self, workload: WorkloadKey, name: str, family: int) -> Sequence[str]:
+        """Canonical addresses in IP family 4 or 6, at least one. Raises UpstreamError with DNS_FAILED."""
+
+
 @dataclass(slots=True)
 class Services:
     loop: asyncio.AbstractEventLoop
@@ -42,6 +49,7 @@ class Services:
     recorder: Recorder
     live: set[Live] = field(default_factory=set)
     draining: bool = False
+    resolver: Resolver | None = None
 
 
 @dataclass(slots=True)
