@@ -32,7 +32,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from ..addr import canonical_ip
-from ..errors import ConfigError
+from ..errors import REASONS, ConfigError
+from .shard import AccessLog, MeshShard
 
 FieldPath = tuple[str | int, ...]
 """``("spec", "rules", 0)``, by the names in the file."""
@@ -41,6 +42,9 @@ MESH_API = "netproxy.mesh/v1alpha1"
 GATEWAY_API = "gateway.networking.k8s.io/v1"
 GATEWAY_GROUP = "gateway.networking.k8s.io"
 NOT_YET = "not supported yet"
+
+FLAGS = tuple(sorted({info.flag for info in REASONS.values()} - {"-"}))
+"""What `errors.REASONS` puts into logs for requests that failed."""
 
 MAX_MATCHES = 64
 MAX_MATCHES_PER_ROUTE = 128
@@ -175,6 +179,22 @@ def _network(version: int, longest: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _cidr(text: str) -> str:
+    try:
+        network = ipaddress.ip_network(canonical_ip(text) if "/" not in text else text)
+    except ValueError:
+        raise ValueError("must be an address or a network such as 10.0.0.0/8 or fd00::/8") from None
+    if network.version == 6 and network.network_address.ipv4_mapped is not None:
+        raise ValueError("must be written as an IPv4 network")
+    return str(network)
+
+
+def _flag(value: str) -> str:
+    if value not in FLAGS:
+        raise ValueError(f"must be one of {', '.join(FLAGS)}")
+    return value
+
+
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SAY_DNS = 'must be lower case letters, digits and "-", and begin and end with a letter or digit'
 DnsLabel = Annotated[str, _matcher(_LABEL, 63, _SAY_DNS)]
@@ -203,6 +223,8 @@ TargetPort = Annotated[int | str, PlainValidator(_target_port)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortKey = Annotated[int, BeforeValidator(_port_key)]
 Ip = Annotated[str, AfterValidator(_ip)]
+Cidr = Annotated[str, AfterValidator(_cidr)]
+Uid = Annotated[int, Field(ge=0, le=2**32 - 2)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 PositiveDuration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
@@ -575,6 +597,63 @@ class WorkloadPort(_Model):
     app_protocol: str = ""
 
 
+class WorkloadDns(_Model):
+    """What becomes of the names that a workload asks for."""
+
+    capture: bool = True
+    """Queries to port 53, UDP and TCP, are answered by netproxy: names of the mesh from its configuration, others
+    by the nameservers. False leaves them alone; then only addresses that are dialled can be routed."""
+    nameservers: Annotated[Items[Ip], Field(max_length=8)] = ()
+    """Resolvers for names that are none of the mesh, in order of preference, dialled from the workload's network.
+    Left out: those of the workload's resolv.conf."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if found := _below("nameservers", _twice(list(self.nameservers))):
+            raise _problems(*found)
+        return self
+
+
+_Ports = Annotated[Items[Port], Field(max_length=256)]
+_Cidrs = Annotated[Items[Cidr], Field(max_length=256)]
+
+
+class OutboundTraffic(_Model):
+    """Which connections that the workload makes are steered. An exclusion wins over an inclusion, and virtual
+    addresses of the mesh are steered always."""
+
+    include_ports: _Ports = ()
+    """Only connections to these ports are steered. Left out: all."""
+    exclude_ports: _Ports = ()
+    """Connections to these ports are not steered."""
+    include_cidrs: _Cidrs = ()
+    """Only connections to these addresses or networks are steered. Left out: all."""
+    exclude_cidrs: _Cidrs = ()
+    """Connections to these addresses or networks are not steered."""
+    exclude_uids: Annotated[Items[Uid], Field(max_length=64)] = ()
+    """Connections of processes of these users (numbers) are not steered."""
+
+
+class InboundTraffic(_Model):
+    """Which connections to the workload are steered. What is not steered reaches it as it came."""
+
+    include_ports: _Ports = ()
+    """Only connections to these ports are steered. Left out: all."""
+    exclude_ports: _Ports = ()
+    """Connections to these ports are not steered."""
+    exclude_cidrs: _Cidrs = ()
+    """Connections from these addresses or networks are not steered."""
+
+
+class WorkloadTraffic(_Model):
+    """What is steered. Lists may be given in any order; networks that overlap are merged."""
+
+    outbound: OutboundTraffic = OutboundTraffic()
+    """Of connections that the workload makes."""
+    inbound: InboundTraffic = InboundTraffic()
+    """Of connections to the workload."""
+
+
 class WorkloadSpec(_Model):
     """`node` unset means the node that reads it. Without `attach` the workload is known but not steered."""
 
@@ -584,6 +663,8 @@ class WorkloadSpec(_Model):
     attach: Attach | None = None
     failure_policy: FailurePolicy | None = None
     ports: Annotated[Items[WorkloadPort], Field(max_length=1000)] = ()
+    dns: WorkloadDns = WorkloadDns()
+    traffic: WorkloadTraffic = WorkloadTraffic()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -608,25 +689,65 @@ class VipCidrs(_Model):
     ipv6: Annotated[str, _network(6, 112)] = "fd00:240::/32"
 
 
-class MeshConfigSpec(_Model):
-    """Times as GEP-2257 durations, sizes in octets. The defaults are those of `shard.MeshShard`."""
+_MESH, _LOG = MeshShard(), AccessLog()
+"""The defaults: what a mesh without a MeshConfig has."""
 
-    trust_domain: TrustDomain = "cluster.local"
-    outbound_policy: Literal["allow", "deny"] = "allow"
+
+class AccessLogSpec(_Model):
+    """Which requests and connections are logged: a share of all, and besides those whatever one of the others names."""
+
+    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = _LOG.percent
+    """Of all requests and connections, chosen at random. 0: none because of this field, 100: all."""
+    min_status: Annotated[int, Field(ge=100, le=599)] | None = None
+    """All requests answered with this HTTP status or a higher one."""
+    min_duration: PositiveDuration | None = None
+    """All requests and connections that took this long or longer."""
+    flags: Annotated[Items[Annotated[str, AfterValidator(_flag)]], Field(max_length=64)] = _LOG.flags
+    """All that ended with one of these response flags, such as UF (no connection to the endpoint)."""
+
+
+class MeshConfigSpec(_Model):
+    """What holds for the whole mesh. Times are durations such as "1h30m" or "500ms", sizes are in octets."""
+
+    trust_domain: TrustDomain = _MESH.trust_domain
+    outbound_policy: Literal["allow", "deny"] = _MESH.outbound_policy
     failure_policy: FailurePolicy = "open"
-    opaque_ports: Items[Port] | None = None
+    steering: Literal["auto", "nftables", "iptables"] = "auto"
+    """How traffic gets to the proxy. auto takes nftables where a probe of the kernel finds it, else iptables."""
+    opaque_ports: Items[Port] = _MESH.opaque_ports
     vip_cidrs: VipCidrs = VipCidrs()
-    detect_timeout: PositiveDuration | None = None
-    header_timeout: PositiveDuration | None = None
-    idle_timeout: PositiveDuration | None = None
-    connect_timeout: PositiveDuration | None = None
-    handshake_timeout: PositiveDuration | None = None
-    pool_idle_timeout: PositiveDuration | None = None
-    tcp_idle_timeout: PositiveDuration | None = None
-    max_head_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] | None = None
-    max_headers: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    buffer_bytes: Annotated[int, Field(ge=4096, le=64 * 1024 * 1024)] | None = None
+    cluster_domain: DnsName = _MESH.cluster_domain
+    """The names of Services end with it: <service>.<namespace>.svc.<clusterDomain>."""
+    detect_timeout: PositiveDuration = _MESH.detect_timeout_s
+    header_timeout: PositiveDuration = _MESH.header_timeout_s
+    idle_timeout: PositiveDuration = _MESH.idle_timeout_s
+    connect_timeout: PositiveDuration = _MESH.connect_timeout_s
+    handshake_timeout: PositiveDuration = _MESH.handshake_timeout_s
+    pool_idle_timeout: PositiveDuration = _MESH.pool_idle_s
+    tcp_idle_timeout: PositiveDuration = _MESH.tcp_idle_timeout_s
+    expect_continue_timeout: PositiveDuration = _MESH.expect_continue_timeout_s
+    """How long an upstream may keep silent about "Expect: 100-continue" before the proxy itself says 100."""
+    max_head_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = _MESH.max_head_bytes
+    max_headers: Annotated[int, Field(ge=1, le=10_000)] = _MESH.max_headers
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = _MESH.max_connections
+    buffer_bytes: Annotated[int, Field(ge=4096, le=64 * 1024 * 1024)] = _MESH.buffer_bytes
+    header_case: Literal["lower", "preserve"] = _MESH.header_case
+    """How names of HTTP/1.1 header fields are passed on: in lower case, or as they came."""
+    forwarded: Literal["append", "set", "preserve"] = _MESH.forwarded
+    """What becomes of x-forwarded-for and x-forwarded-proto of a request that comes in: the client is added to what
+    is there, replaces it, or nothing is touched."""
+    request_id: bool = _MESH.request_id
+    """A request without x-request-id gets one."""
+    via: Annotated[
+        str, _matcher(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]*", 64, "must be a token (RFC 9110) of letters and digits")
+    ] = _MESH.via
+    """The name under which the proxy adds itself to "via" (RFC 9110 section 7.6.3). Empty: it does not."""
+    access_log: AccessLogSpec = AccessLogSpec()
+    """Which requests and connections are logged. Left out: none."""
+    dns_timeout: PositiveDuration = _MESH.dns_timeout_s
+    """How long a forwarded DNS query waits for its answer."""
+    dns_max_outstanding: Annotated[int, Field(ge=1, le=60_000)] = _MESH.dns_max_outstanding
+    """How many forwarded DNS queries may wait for their answer, per worker."""
 
 
 class MeshConfig(_Model):

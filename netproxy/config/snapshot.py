@@ -12,6 +12,7 @@ again.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from ..errors import ConfigError
 from . import model
 from .model import NOT_YET, FailurePolicy, Object, Resource
 from .shard import (
+    AccessLog,
     AppProtocol,
     Backend,
     Endpoint,
@@ -263,6 +265,7 @@ class _Build:
             vip_networks=(self.config.vip_cidrs.ipv4, self.config.vip_cidrs.ipv6),
             statuses=MappingProxyType(self.statuses),
             rejected=tuple(self.rejected),
+            steering=self.config.steering,
         )
 
     def of(self, kind: type[R]) -> list[Object[R]]:
@@ -322,24 +325,36 @@ class _Build:
         if first is None:
             return
         spec = self.config = first.resource.spec
-        given = {
-            "detect_timeout_s": spec.detect_timeout,
-            "header_timeout_s": spec.header_timeout,
-            "idle_timeout_s": spec.idle_timeout,
-            "connect_timeout_s": spec.connect_timeout,
-            "handshake_timeout_s": spec.handshake_timeout,
-            "pool_idle_s": spec.pool_idle_timeout,
-            "tcp_idle_timeout_s": spec.tcp_idle_timeout,
-            "max_head_bytes": spec.max_head_bytes,
-            "max_headers": spec.max_headers,
-            "max_connections": spec.max_connections,
-            "buffer_bytes": spec.buffer_bytes,
-            "opaque_ports": None if spec.opaque_ports is None else tuple(sorted(set(spec.opaque_ports))),
-        }
+        log = spec.access_log
         self.mesh = MeshShard(
             trust_domain=spec.trust_domain,
             outbound_policy=spec.outbound_policy,
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+            opaque_ports=tuple(sorted(set(spec.opaque_ports))),
+            detect_timeout_s=spec.detect_timeout,
+            header_timeout_s=spec.header_timeout,
+            idle_timeout_s=spec.idle_timeout,
+            connect_timeout_s=spec.connect_timeout,
+            handshake_timeout_s=spec.handshake_timeout,
+            pool_idle_s=spec.pool_idle_timeout,
+            tcp_idle_timeout_s=spec.tcp_idle_timeout,
+            max_head_bytes=spec.max_head_bytes,
+            max_headers=spec.max_headers,
+            max_connections=spec.max_connections,
+            buffer_bytes=spec.buffer_bytes,
+            expect_continue_timeout_s=spec.expect_continue_timeout,
+            header_case=spec.header_case,
+            forwarded=spec.forwarded,
+            request_id=spec.request_id,
+            via=spec.via,
+            access_log=AccessLog(
+                percent=log.percent,
+                min_status=log.min_status or 0,
+                min_duration_s=log.min_duration or 0.0,
+                flags=tuple(sorted(set(log.flags))),
+            ),
+            cluster_domain=spec.cluster_domain,
+            dns_timeout_s=spec.dns_timeout,
+            dns_max_outstanding=spec.dns_max_outstanding,
         )
 
     # --- workloads
@@ -678,6 +693,7 @@ class _Build:
             mtls=work.mtls,
             port_mtls=work.port_mtls,
             protocols=dict(sorted((inferred | work.protocols).items())),
+            nameservers=spec.dns.nameservers if work.local else (),
         )
 
     def local_workloads(self) -> Iterable[LocalWorkload]:
@@ -693,7 +709,32 @@ class _Build:
                     addresses=spec.addresses,
                     netns=spec.attach.netns,
                     failure_policy=spec.failure_policy or self.config.failure_policy,
+                    traffic=_traffic(spec.traffic),
+                    dns_capture=spec.dns.capture,
+                    nameservers=spec.dns.nameservers,
                 )
+
+
+def _traffic(spec: model.WorkloadTraffic) -> Traffic:
+    out, into = spec.outbound, spec.inbound
+    return Traffic(
+        out_include_cidrs=_merged(out.include_cidrs),
+        out_exclude_cidrs=_merged(out.exclude_cidrs),
+        out_include_ports=tuple(sorted(set(out.include_ports))),
+        out_exclude_ports=tuple(sorted(set(out.exclude_ports))),
+        out_exclude_uids=tuple(sorted(set(out.exclude_uids))),
+        in_include_ports=tuple(sorted(set(into.include_ports))),
+        in_exclude_ports=tuple(sorted(set(into.exclude_ports))),
+        in_exclude_cidrs=_merged(into.exclude_cidrs),
+    )
+
+
+def _merged(cidrs: Iterable[str]) -> tuple[str, ...]:
+    """IPv4 first, sorted; what overlaps or adjoins is one network, since sets of intervals refuse overlaps."""
+    networks = [ipaddress.ip_network(text) for text in cidrs]
+    v4 = (network for network in networks if isinstance(network, ipaddress.IPv4Network))
+    v6 = (network for network in networks if isinstance(network, ipaddress.IPv6Network))
+    return tuple(str(n) for n in (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)))
 
 
 def _parent_text(obj: Object[model.HTTPRoute], ref: model.ParentRef) -> str:

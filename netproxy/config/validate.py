@@ -159,6 +159,8 @@ def _message(kind: str, context: dict[str, Any], error: ErrorDetails, model: typ
             return f"must be text, not {_show(given)}{quotes}"
         case "int_type" | "int_from_float":
             return f"must be a whole number, not {_show(given)}"
+        case "float_type" | "finite_number":
+            return f"must be a number, not {_show(given)}"
         case "bool_type":
             return f"must be true or false, not {_show(given)}"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -166,11 +168,11 @@ def _message(kind: str, context: dict[str, Any], error: ErrorDetails, model: typ
         case "tuple_type" | "list_type":
             return f"must be a list, not {_show(given)}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']}, not {_show(given)}"
+            return f"must be at least {context['ge']:.12g}, not {_show(given)}"
         case "greater_than":
             return f"must be more than {context['gt']}"
         case "less_than_equal":
-            return f"must be at most {context['le']}, not {_show(given)}"
+            return f"must be at most {context['le']:.12g}, not {_show(given)}"
         case "too_long":
             return f"must have at most {context['max_length']} entries, not {context['actual_length']}"
         case "too_short":
@@ -191,7 +193,7 @@ def _show(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return str(value) if abs(value) < 1e20 else "a huge number"
+        return "a huge number" if abs(value) >= 1e20 else str(value)
     return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else "that"
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from netproxy.addr import ServiceKey, WorkloadKey
 from netproxy.config import source
 from netproxy.config.load import load
-from netproxy.config.model import Document
+from netproxy.config.model import Document, MeshConfigSpec
 from netproxy.config.shard import (
+    AccessLog,
     Backend,
     Endpoint,
     MeshShard,
@@ -25,7 +26,7 @@ from netproxy.config.shard import (
     decode_shard,
     encode_shard,
 )
-from netproxy.config.snapshot import Context, Snapshot, build_snapshot, declared_protocol
+from netproxy.config.snapshot import Context, Snapshot, Traffic, build_snapshot, declared_protocol
 from netproxy.config.validate import validate
 
 from .meshes import attached, build, mtls, route, service, slice_of, to, workload
@@ -298,8 +299,7 @@ def test_local_workloads() -> None:
     assert [w.key for w in chosen.local_workloads] == ["shop/c"]
 
 
-def test_mesh_config() -> None:
-    text = """
+EVERY_SETTING = """
 apiVersion: netproxy.mesh/v1alpha1
 kind: MeshConfig
 metadata: {name: m}
@@ -307,6 +307,7 @@ spec:
   trustDomain: example.org
   outboundPolicy: deny
   failurePolicy: closed
+  steering: iptables
   opaquePorts: [9000, 80, 80]
   detectTimeout: 2s
   headerTimeout: 3s
@@ -319,20 +320,101 @@ spec:
   maxHeaders: 10
   maxConnections: 11
   bufferBytes: 8192
+  expectContinueTimeout: 8s
+  headerCase: preserve
+  forwarded: set
+  requestId: false
+  via: mesh-1
+  accessLog: {percent: 12.5, minStatus: 500, minDuration: 250ms, flags: [UT, NR, UT]}
+  clusterDomain: mesh.example
+  dnsTimeout: 9s
+  dnsMaxOutstanding: 12
 """
+
+
+def test_mesh_config() -> None:
     second = "apiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata:\n  name: a\n"
-    snapshot = build(text, second, attached("a", "10.0.0.1"), service("x", "{port: 80}"))
+    snapshot = build(EVERY_SETTING, second, attached("a", "10.0.0.1"), service("x", "{port: 80}"))
     assert snapshot.mesh == MeshShard(
-        "example.org", "deny", (80, 9000), 2.0, 3.0, 4.0, 0.5, 5.0, 6.0, 7.0, 2048, 10, 11, 8192
+        trust_domain="example.org",
+        outbound_policy="deny",
+        opaque_ports=(80, 9000),
+        detect_timeout_s=2.0,
+        header_timeout_s=3.0,
+        idle_timeout_s=4.0,
+        connect_timeout_s=0.5,
+        handshake_timeout_s=5.0,
+        pool_idle_s=6.0,
+        tcp_idle_timeout_s=7.0,
+        max_head_bytes=2048,
+        max_headers=10,
+        max_connections=11,
+        buffer_bytes=8192,
+        expect_continue_timeout_s=8.0,
+        header_case="preserve",
+        forwarded="set",
+        request_id=False,
+        via="mesh-1",
+        access_log=AccessLog(12.5, 500, 0.25, ("NR", "UT")),
+        cluster_domain="mesh.example",
+        dns_timeout_s=9.0,
+        dns_max_outstanding=12,
     )
-    assert len(dataclasses.fields(MeshShard)) == 14, "a new knob needs a field of MeshConfig"
+    assert snapshot.steering == "iptables"
     assert snapshot.local_workloads[0].failure_policy == "closed"
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:24: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:34: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
+
+
+def test_every_knob_of_the_mesh_has_a_field() -> None:
+    changed = build(EVERY_SETTING).mesh
+    for field in dataclasses.fields(MeshShard):
+        assert getattr(changed, field.name) != getattr(MeshShard(), field.name), f"{field.name} needs a field"
+
+
+def test_a_mesh_config_that_says_nothing_is_none() -> None:
+    empty = build(MESH)
+    assert empty.mesh == MeshShard()
+    assert empty.steering == "auto"
+    nulls = ", ".join(f"{field.alias}: ~" for field in MeshConfigSpec.model_fields.values())
+    assert build(f"{MESH}spec: {{{nulls}}}").mesh == MeshShard()
+
+
+def test_what_of_a_workload_is_steered() -> None:
+    traffic = """traffic: {
+      outbound: {includePorts: [443, 80, 443], excludePorts: [22], includeCidrs: ["fd00::/8", 10.1.0.0/16, 10.0.0.0/8],
+        excludeCidrs: [10.2.0.0/25, 10.2.0.128/25, "::1", 192.0.2.7, "::ffff:192.0.2.6"], excludeUids: [1000, 0]},
+      inbound: {includePorts: [8080], excludePorts: [9091, 9090], excludeCidrs: [0.0.0.0/0]}}"""
+    snapshot = build(attached("a", "10.0.0.1", spec=traffic), attached("b", "10.0.0.2"))
+    a, b = snapshot.local_workloads
+    assert a.traffic == Traffic(
+        out_include_cidrs=("10.0.0.0/8", "fd00::/8"),
+        out_exclude_cidrs=("10.2.0.0/24", "192.0.2.6/31", "::1/128"),
+        out_include_ports=(80, 443),
+        out_exclude_ports=(22,),
+        out_exclude_uids=(0, 1000),
+        in_include_ports=(8080,),
+        in_exclude_ports=(9090, 9091),
+        in_exclude_cidrs=("0.0.0.0/0",),
+    )
+    assert b.traffic == Traffic()
+
+
+def test_the_dns_of_a_workload() -> None:
+    servers = 'dns: {nameservers: [192.0.2.53, "fd00::53"]}'
+    snapshot = build(
+        attached("a", "10.0.0.1", spec=servers),
+        attached("b", "10.0.0.2", spec="dns: {capture: false}"),
+        attached("c", "10.0.0.3", spec=f"node: other, {servers}"),
+    )
+    a, b = snapshot.local_workloads
+    assert (a.dns_capture, a.nameservers) == (True, ("192.0.2.53", "fd00::53"))
+    assert (b.dns_capture, b.nameservers) == (False, ())
+    assert [work(snapshot, name).nameservers for name in "abc"] == [("192.0.2.53", "fd00::53"), (), ()]
 
 
 def test_what_a_route_attaches_to_and_sends_to_is_http_inbound() -> None:
