@@ -62,11 +62,14 @@ class Steering:
         if self.failure_policy not in ("open", "closed"):
             raise RedirectError(f"failure policy {self.failure_policy!r} is neither open nor closed")
         excluded = self.ports.excluded_inbound
-        for port in (self.ports.outbound, self.ports.inbound, *excluded):
+        listeners = [self.ports.outbound, self.ports.inbound]
+        if self.ports.dns is not None:
+            listeners.append(self.ports.dns)
+        for port in (*listeners, *excluded):
             if not 0 < port < 1 << 16:
                 raise RedirectError(f"port {port} is not in 1..65535")
-        if self.ports.outbound == self.ports.inbound:
-            raise RedirectError("outbound and inbound listener cannot share a port")
+        if len(set(listeners)) != len(listeners):
+            raise RedirectError(f"listeners cannot share a port: {listeners}")
         if list(excluded) != sorted(set(excluded)):
             raise RedirectError(f"excluded inbound ports {excluded} are not sorted and distinct")
         if not 0 < self.mask < 1 << 32 or not self.mark or self.mark & ~self.mask:

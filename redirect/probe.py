@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from redirect.apply import execute
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Family
+from redirect.netfilter.rules import Family, Ports
 from redirect.netns import unshare_netns
 from redirect.observed import observe_here
 from redirect.plan import FailurePolicy, Steering, plan
@@ -56,7 +56,7 @@ def _try(family: Family) -> None:
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for policy in policies:
-            desired = Steering(_NODE, frozenset({family}), policy)
+            desired = Steering(_NODE, frozenset({family}), policy, ports=Ports(dns=15053))
             owner_fd = execute(here, _NODE, plan(desired, observe_here(_NODE)))
             if owner_fd is not None:
                 os.close(owner_fd)

@@ -21,6 +21,7 @@ from redirect.netfilter.rules import (
     Chain,
     Established,
     FromInterface,
+    InZone,
     IsTcp,
     MarkIs,
     Match,
@@ -85,8 +86,8 @@ def _match(match: Match) -> str:
             return f"fib daddr type {'==' if wanted else '!='} local"
         case ToNetwork(cidr):
             return f"{'ip6' if ':' in cidr else 'ip'} daddr {cidr}"
-        case ToPorts(ports):
-            return f"tcp dport {{ {', '.join(map(str, ports))} }}"
+        case ToPorts(ports, protocol):
+            return f"{protocol} dport {{ {', '.join(map(str, ports))} }}"
         case FromInterface(name):
             return f'iifname "{name}"'
         case OfFamily(family):
@@ -110,6 +111,8 @@ def _action(action: Action) -> str:
             return f"tproxy ip6 to [::1]:{port} accept"
         case Reset():
             return "reject with tcp reset"
+        case InZone(zone):
+            return f"ct original zone set {zone}"
     assert_never(action)
 
 
@@ -192,8 +195,8 @@ def _match_json(match: Match) -> dict[str, Any]:
             network = ipaddress.ip_network(cidr)
             field = {"payload": {"protocol": f"ip{'6' if network.version == 6 else ''}", "field": "daddr"}}
             return _compare(field, {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}})
-        case ToPorts(ports):
-            return _compare({"payload": {"protocol": "tcp", "field": "dport"}}, {"set": list(ports)})
+        case ToPorts(ports, protocol):
+            return _compare({"payload": {"protocol": protocol, "field": "dport"}}, {"set": list(ports)})
         case FromInterface(name):
             return _compare({"meta": {"key": "iifname"}}, name)
         case OfFamily(family):
@@ -221,4 +224,6 @@ def _action_json(action: Action) -> list[dict[str, Any]]:
             return [{"tproxy": {"family": "ip6", "addr": "::1", "port": port}}, {"accept": None}]
         case Reset():
             return [{"reject": {"type": "tcp reset"}}]
+        case InZone(zone):
+            return [{"mangle": {"key": {"ct": {"key": "zone", "dir": "original"}}, "value": zone}}]
     assert_never(action)

@@ -2,7 +2,9 @@
 
 `nft.py` renders it. It holds only matches and actions which nftables and iptables both have.
 
+    raw (output)          names: the proxy's own queries get a conntrack zone for their original direction
     output (nat)          the other IP family, the proxy's own sockets, own addresses and IPv6 link-local pass;
+                          names: UDP and TCP to port 53 goes to loopback:dns;
                           a TCP connection being opened goes to loopback:outbound
     prerouting (mangle)   the other IP family, what came in by lo, what is not for us, and excluded ports pass;
                           TCP goes to the transparent listener on loopback:inbound;
@@ -15,6 +17,11 @@ proxy. Why IPv6 link-local is left alone in output: SO_ORIGINAL_DST does not say
 dial it. Why not in prerouting: any neighbour could dial it, past all that the proxy demands. There it comes to the
 proxy, which cannot dial it onwards either, and so refuses it: over link-local an app is not reachable.
 
+Why a zone: NAT decides once for each 5-tuple, and conntrack remembers a query for 30 s (TCP for 120 s). The proxy asks
+the same nameserver from the same address as the app, so without it an app's query from a port that the proxy used
+before would pass unsteered, and the proxy's own would come back to itself. Only the original direction is in the zone:
+the answer is found in the default zone as always, and rules of others about established connections hold for it.
+
 Why the other family passes first, instead of a family in each rule: nft leaves the family out when it lists a reset. It
 is one which the namespace does not have at all (`redirect.observed.reachable`).
 """
@@ -26,6 +33,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Family = Literal[4, 6]
+Protocol = Literal["tcp", "udp"]
+
+DNS = 53
+ZONE = 0x539
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +59,10 @@ class ToNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ToPorts:
-    """TCP destination port is one of these; sorted, without duplicates, not empty."""
+    """The destination port is one of these; sorted, without duplicates, not empty."""
 
     ports: tuple[int, ...]
+    protocol: Protocol = "tcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,14 @@ class Reset:
     pass
 
 
-Action = Pass | Redirect | ToListener | Reset
+@dataclass(frozen=True, slots=True)
+class InZone:
+    """What the packet opens is remembered in this conntrack zone, by its original direction; then the next rule."""
+
+    zone: int
+
+
+Action = Pass | Redirect | ToListener | Reset | InZone
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +146,14 @@ Ruleset = tuple[Chain, ...]
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the proxy listens, on loopback in the workload's namespace, and inbound ports it leaves to the app."""
+    """Where the proxy listens, on loopback in the workload's namespace, and inbound ports it leaves to the app.
+
+    `dns`: for queries, UDP and TCP; None leaves names to whomever the app asks.
+    """
 
     outbound: int = 15001
     inbound: int = 15006
+    dns: int | None = None
     excluded_inbound: tuple[int, ...] = ()
 
 
@@ -141,6 +164,8 @@ def ruleset(
     which were redirected before."""
     wanted = sorted(set(families)) if enabled else []
     return (
+        # Stays while disabled: queries of the proxy that are under way shall not collide with new ones.
+        *([] if ports.dns is None else [Chain("raw", "filter", "output", -300, tuple(_queries(mark, mask)))]),
         Chain("output", "nat", "output", -100, tuple(_outbound(ports, wanted, mark, mask))),
         Chain("prerouting", "filter", "prerouting", -150, tuple(_inbound(ports, wanted, refuse_without_listener))),
     )
@@ -157,7 +182,16 @@ def _outbound(ports: Ports, families: list[Family], mark: int, mask: int) -> Ite
     yield Rule((ToLocal(True),), Pass())
     if 6 in families:
         yield Rule((ToNetwork("fe80::/10"),), Pass())
+    if ports.dns is not None:
+        yield Rule((ToPorts((DNS,), "udp"),), Redirect(ports.dns))
+        yield Rule((ToPorts((DNS,)), OpensTcp()), Redirect(ports.dns))
     yield Rule((OpensTcp(),), Redirect(ports.outbound))
+
+
+def _queries(mark: int, mask: int) -> Iterable[Rule]:
+    protocols: tuple[Protocol, ...] = ("udp", "tcp")
+    for protocol in protocols:
+        yield Rule((MarkIs(mark, mask), ToPorts((DNS,), protocol)), InZone(ZONE))
 
 
 def _inbound(ports: Ports, families: list[Family], refuse_without_listener: bool) -> Iterable[Rule]:

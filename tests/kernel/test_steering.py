@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -85,6 +86,12 @@ class Namespace:
     def socket(self, family: int) -> socket.socket:
         with inside(self.fd):
             sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6)
+        sock.settimeout(PATIENCE_S)
+        return sock
+
+    def datagram(self, family: int) -> socket.socket:
+        with inside(self.fd):
+            sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
         sock.settimeout(PATIENCE_S)
         return sock
 
@@ -279,6 +286,177 @@ def test_a_family_that_is_not_steered_passes(dual: World) -> None:
         exchange(dual.connect(dual.peer, other, POD[other]), dual.accept(app))
         with pytest.raises(ConnectionRefusedError):
             dual.connect(dual.pod, steered, FAR[steered])
+
+
+# --- names
+
+NAMES = Ports(dns=15053)
+
+
+class Nameserver:
+    """Answers queries over UDP and TCP with its own name, from the address that was asked."""
+
+    def __init__(self, world: World, where: Namespace, family: int, address: str, port: int, name: bytes) -> None:
+        self.udp = world.keep(where.datagram(family))
+        self.udp.bind((address, port))
+        self.tcp = world.keep(where.listener(family, address, port))
+        self.name = name
+
+    def answer(self) -> tuple[bytes, tuple[str, int]]:
+        """The next query over UDP and who asked."""
+        query, client = self.udp.recvfrom(512)
+        self.udp.sendto(query + self.name, client)
+        return query, client[:2]
+
+    def asked(self) -> bool:
+        return readable(self.udp) or readable(self.tcp)
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def nameservers(world: World, family: int) -> tuple[Nameserver, Nameserver]:
+    """The proxy's and the one that the app asks."""
+    proxy = Nameserver(world, world.pod, family, LOOPBACK[family], 15053, b" by the proxy")
+    return proxy, Nameserver(world, world.peer, family, FAR[family], 53, b" from afar")
+
+
+def ask(world: World, family: int, server: Nameserver, *, mark: int = 0, port: int = 0, connected: bool = True) -> int:
+    """One query to FAR, which `server` answers. The port it was asked from."""
+    with closing(world.pod.datagram(family)) as client:
+        if mark:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        client.bind((POD[family], port))
+        if connected:
+            client.connect((FAR[family], 53))
+            client.send(b"who?")
+        else:
+            client.sendto(b"who?", (FAR[family], 53))
+        query, asker = server.answer()
+        assert (query, asker) == (b"who?", client.getsockname()[:2])
+        answer, source = client.recvfrom(512)
+        assert (answer, source[:2]) == (b"who?" + server.name, (FAR[family], 53))
+        return int(client.getsockname()[1])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_queries_reach_the_resolver_and_answers_come_from_whom_was_asked(world: World, policy: FailurePolicy) -> None:
+    world.steer(world.steering(policy, ports=NAMES))
+    for family in sorted(world.families):
+        proxy, far = nameservers(world, family)
+        ask(world, family, proxy)
+        ask(world, family, proxy, connected=False)
+        outbound = world.outbound(family)
+        client = world.connect(world.pod, family, FAR[family], 53)
+        server = world.accept(proxy.tcp)
+        assert original_dst(server, family) == (FAR[family], 53)
+        exchange(client, server)
+        assert not pending(outbound)
+        assert not far.asked()
+        # What goes to other ports is not ours over UDP, and the proxy's as ever over TCP.
+        elsewhere = world.keep(world.peer.datagram(family))
+        elsewhere.bind((FAR[family], 5353))
+        with closing(world.pod.datagram(family)) as sock:
+            sock.sendto(b"x", (FAR[family], 5353))
+            assert elsewhere.recv(10) == b"x"
+        world.connect(world.pod, family, FAR[family], 5353)
+        world.accept(outbound)
+
+
+def test_a_resolver_of_the_pod_itself_is_left_alone(world: World) -> None:
+    world.steer(world.steering(ports=NAMES))
+    for family in sorted(world.families):
+        proxy, _ = nameservers(world, family)
+        for address in (LOOPBACK[family], POD[family]):
+            own = Nameserver(world, world.pod, family, address, 53, b" at home")
+            with closing(world.pod.datagram(family)) as sock:
+                sock.sendto(b"who?", (address, 53))
+                own.answer()
+                assert sock.recv(100) == b"who? at home"
+        assert not proxy.asked()
+
+
+def test_the_proxys_queries_and_the_apps_do_not_meet(world: World) -> None:
+    """From the same port to the same nameserver, one after the other: conntrack remembers each for 30 s."""
+    world.steer(world.steering(ports=NAMES))
+    for family in sorted(world.families):
+        proxy, far = nameservers(world, family)
+        port = ask(world, family, far, mark=0x539)
+        ask(world, family, proxy, port=port)
+        ask(world, family, far, mark=0x539, port=port)
+        port = ask(world, family, proxy)
+        ask(world, family, far, mark=0x539, port=port)
+        ask(world, family, proxy, port=port, connected=False)
+        assert not proxy.asked()
+        assert not far.asked()
+
+
+def test_connections_to_nameservers_do_not_meet_either(world: World) -> None:
+    world.steer(world.steering(ports=NAMES))
+    for family in sorted(world.families):
+        proxy, far = nameservers(world, family)
+
+        def dial(listener: socket.socket, mark: int, port: int, family: int = family) -> int:
+            client = world.keep(world.pod.socket(family))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if mark:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            client.bind((POD[family], port))
+            client.connect((FAR[family], 53))
+            server = world.accept(listener)
+            exchange(client, server)
+            own = int(client.getsockname()[1])
+            for sock in (client, server):  # no TIME_WAIT: the port shall be free at once
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()
+            return own
+
+        port = dial(far.tcp, 0x539, 0)
+        dial(proxy.tcp, 0, port)
+        dial(far.tcp, 0x539, port)
+
+
+def test_answers_to_the_proxy_are_established_for_rules_of_others(world: World) -> None:
+    world.steer(world.steering(ports=NAMES))
+    world.pod.run(
+        "nft",
+        "add table inet strict; add chain inet strict input { type filter hook input priority 0; policy drop; };"
+        "add rule inet strict input ct state established,related accept; add rule inet strict input iifname lo accept;"
+        "add rule inet strict input meta l4proto ipv6-icmp accept",
+    )
+    for family in sorted(world.families):
+        proxy, far = nameservers(world, family)
+        ask(world, family, far, mark=0x539)
+        ask(world, family, proxy)
+
+
+def test_queries_under_way_end_well_when_the_rules_are_disabled(world: World) -> None:
+    world.steer(world.steering(ports=NAMES))
+    for family in sorted(world.families):
+        proxy, far = nameservers(world, family)
+        port = ask(world, family, far, mark=0x539)
+        world.steer(world.steering(ports=NAMES, enabled=False))
+        world.close_owners(but_newest=True)
+        ask(world, family, far, mark=0x539, port=port)
+        ask(world, family, far)
+        assert not proxy.asked()
+        world.steer(world.steering(ports=NAMES))
+        world.close_owners(but_newest=True)
+
+
+def test_closed_refuses_queries_when_nobody_listens(world: World) -> None:
+    world.steer(world.steering("closed", ports=NAMES))
+    for family in sorted(world.families):
+        far = Nameserver(world, world.peer, family, FAR[family], 53, b"")
+        with closing(world.pod.datagram(family)) as sock:
+            sock.connect((FAR[family], 53))
+            sock.send(b"who?")
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(512)
+        with pytest.raises(ConnectionRefusedError):
+            world.connect(world.pod, family, FAR[family], 53)
+        assert not far.asked()
 
 
 # --- inbound

@@ -55,6 +55,33 @@ table inet netproxy-node-a-g3 {
 }
 """
 
+DUAL_NAMES = """\
+table inet netproxy-node-a-g3 {
+	flags owner
+	chain raw {
+		type filter hook output priority -300; policy accept;
+		meta mark & 0x00000fff == 0x00000539 udp dport { 53 } ct original zone set 1337
+		meta mark & 0x00000fff == 0x00000539 tcp dport { 53 } ct original zone set 1337
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		meta mark & 0x00000fff == 0x00000539 return
+		fib daddr type == local return
+		ip6 daddr fe80::/10 return
+		udp dport { 53 } redirect to :15053
+		tcp dport { 53 } tcp flags & (fin|syn|rst|ack) == syn redirect to :15053
+		tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+	}
+	chain prerouting {
+		type filter hook prerouting priority -150; policy accept;
+		iifname "lo" return
+		fib daddr type != local return
+		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15006 accept
+		meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:15006 accept
+	}
+}
+"""
+
 DISABLED = """\
 table inet netproxy-node-a-g3 {
 	flags owner
@@ -74,9 +101,10 @@ table inet netproxy-node-a-g3 {
     [
         (Steering(NODE, frozenset({4, 6})), DUAL_OPEN),
         (Steering(NODE, frozenset({4}), "closed", ports=Ports(excluded_inbound=(22, 9000))), V4_CLOSED),
+        (Steering(NODE, frozenset({4, 6}), ports=Ports(dns=15053)), DUAL_NAMES),
         (Steering(NODE, frozenset({6}), enabled=False), DISABLED),
     ],
-    ids=["dual-open", "v4-closed", "disabled"],
+    ids=["dual-open", "v4-closed", "dual-names", "disabled"],
 )
 def test_text(desired: Steering, text: str) -> None:
     assert nft.create("netproxy-node-a-g3", desired.rules(), owned=desired.owned) == text

@@ -69,7 +69,8 @@ def carry_out(kernel: Observed, wanted: Plan) -> Observed:
 ports = st.builds(
     Ports,
     outbound=st.integers(1, 20000),
-    inbound=st.integers(20001, 65535),
+    inbound=st.integers(20001, 65534),
+    dns=st.sampled_from([None, 65535]),
     excluded_inbound=st.sets(st.integers(1, 65535), max_size=3).map(lambda chosen: tuple(sorted(chosen))),
 )
 steerings = st.builds(
@@ -190,6 +191,8 @@ def test_vip_routes_stay_while_disabled() -> None:
         {"ports": Ports(outbound=0)},
         {"ports": Ports(inbound=65536)},
         {"ports": Ports(outbound=15006)},
+        {"ports": Ports(dns=15006)},
+        {"ports": Ports(dns=65536)},
         {"ports": Ports(excluded_inbound=(2, 1))},
         {"ports": Ports(excluded_inbound=(1, 1))},
         {"mark": 0},
