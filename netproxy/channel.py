@@ -11,14 +11,16 @@ hello           child -> supervisor      v, role, slot: I am up, tell me everyth
 welcome         supervisor -> child      v, settings...; arena
 shard/unshard   supervisor -> worker     key, version; body: one piece of the snapshot came or went
 listen          supervisor -> worker     workload, sockets [[kind, family]...], dial (families); the listeners
+                                         (kinds outbound, inbound, dns, dns-tcp): these and no others
 unlisten        supervisor -> worker     workload: give its listeners (and connections) up
 synced          supervisor -> child      everything known so far was sent
 ready           child -> supervisor      it is in effect
 listening       worker -> supervisor     workload: accepting there
-sockets         worker <-> supervisor    id, workload, family, n: unconnected, marked sockets please
+sockets         worker <-> supervisor    id, workload, family, kind (stream, dgram), n: unconnected, marked
+                                         sockets please
 put/drop        brain -> supervisor      key, version; body: store a shard and pass it on
-attach          brain <-> supervisor     id, workload, families (of listeners), dial_families (that the pod has), ...;
-                                         netns: listeners please / they are there
+attach          brain <-> supervisor     id, workload, families (of listeners), dial_families (that the pod has),
+                                         dns_port (0: no names), ...; netns: listeners please / they are there
 own             brain -> supervisor      workload; keep this steering alive (may be none)
 detach          brain -> supervisor      workload: rules are gone, close what is open there
 state           brain <-> supervisor     id: who runs, what is attached, which shards are stored

@@ -45,11 +45,16 @@ ATTACH_TIMEOUT_S = 5.0
 _BACKOFF_MAX_S = 5.0
 _STABLE_S = 5.0
 """A child that lived this long is restarted at once; one that died sooner, with growing delay."""
+_DNS_KINDS = ("dns", "dns-tcp")
+"""Of listeners: datagrams and connections to the port for names. The other kinds are outbound and inbound."""
 _BACKLOG = 4096
+_DNS_BUFFER = 4 << 20
+"""Of queries that wait in a worker's socket: the usual 208 KiB hold 277 of them, and resolvers ask in bursts."""
 _MAX_SOCKETS = MAX_FDS
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
 _SO_MARK = 36
+_SO_RCVBUFFORCE = 33
 _CLONE_NEWNET = 0x40000000
 _TAKEOVER = "NETPROXY_TAKEOVER"
 _PYTHON = [sys.executable, "-P"]
@@ -441,18 +446,18 @@ class Supervisor:
     def _worker_sockets(self, child: Child, message: Message) -> None:
         fields = message.fields
         item = self.attached.get(fields["workload"])
+        kind = fields.get("kind", "stream")  # a worker of before an upgrade sends none
         fds: list[int] = []
         error = "" if item else "workload is not attached"
         try:
             if item is not None:
                 with self._inside(item.netns_fd):
                     while len(fds) < min(int(fields["n"]), _MAX_SOCKETS):
-                        fds.append(self._socket(fields["family"]).detach())
+                        fds.append(self._socket(fields["family"], kind).detach())
         except OSError as exc:
             error = str(exc)
-        self._send(
-            child, "sockets", fds, id=fields["id"], workload=fields["workload"], family=fields["family"], error=error
-        )
+        answer = {name: fields[name] for name in ("id", "workload", "family")}
+        self._send(child, "sockets", fds, **answer, kind=kind, error=error)
         for fd in fds:
             os.close(fd)
 
@@ -468,16 +473,20 @@ class Supervisor:
                 self._send(worker, "unshard", key=message.fields["key"])
 
     def _brain_attach(self, child: Child, message: Message) -> None:
-        """Fields: workload, families, dial_families, outbound_port, inbound_port, policy; the namespace."""
+        """Fields: workload, families, dial_families, outbound_port, inbound_port, dns_port, policy; the namespace."""
         fields = dict(message.fields)
         # The policy is no part of what the listeners depend on: a change of it closes nothing.
         key, request, policy = fields.pop("workload"), fields.pop("id"), fields.pop("policy")
         old = self.attached.get(key)
         netns_fd = message.fds.pop()
         if old is not None and os.path.sameopenfile(old.netns_fd, netns_fd):
-            # Whatever families are new get listeners of their own; those there are stay, with their connections.
+            # What is new gets listeners of its own; those that are still wanted stay, with their connections.
             os.close(netns_fd)
             item = old
+            if fields.get("dns_port", 0) != item.spec.get("dns_port", 0):
+                for sockets in item.listeners.values():
+                    _close_all([entry for entry in sockets if entry[0] in _DNS_KINDS])
+                    sockets[:] = [entry for entry in sockets if entry[0] not in _DNS_KINDS]
             item.spec = fields
         else:
             self._detach(key)
@@ -554,42 +563,55 @@ class Supervisor:
             if _libc.setns(self.home_fd, _CLONE_NEWNET):
                 os.abort()  # in the wrong namespace nothing may go on
 
-    def _socket(self, family: int) -> socket.socket:
-        sock = socket.socket(
-            socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        )
+    def _socket(self, family: int, kind: str = "stream") -> socket.socket:
+        sort = socket.SOCK_DGRAM if kind == "dgram" else socket.SOCK_STREAM
+        sock = socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, sort | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self.settings.mark)
         return sock
 
     def _make_listeners(self, item: Attached, slot: int) -> list[tuple[str, int, int]]:
-        """Those a slot does not have yet. SO_REUSEPORT: one socket, hence one accept queue, per worker."""
+        """Those a slot does not have yet. SO_REUSEPORT: one socket, hence one queue, per worker."""
         made: list[tuple[str, int, int]] = []
-        there = {family for _, family, _ in item.listeners.get(slot, [])}
-        if there.issuperset(item.spec["families"]):
+        spec = item.spec
+        ports = {"outbound": spec["outbound_port"], "inbound": spec["inbound_port"]}
+        if dns_port := spec.get("dns_port", 0):  # a brain of before an upgrade sends none
+            ports |= dict.fromkeys(_DNS_KINDS, dns_port)
+        there = {(kind, family) for kind, family, _ in item.listeners.get(slot, [])}
+        missing = [(kind, family) for family in spec["families"] for kind in ports if (kind, family) not in there]
+        if not missing:
             return made
         try:
             with self._inside(item.netns_fd):
-                for family in set(item.spec["families"]) - there:
-                    for kind in ("outbound", "inbound"):
-                        with self._socket(family) as sock:
-                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                            if family == 6:
-                                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                            if kind == "inbound":
-                                level, name = (
-                                    (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT)
-                                    if family == 6
-                                    else (socket.IPPROTO_IP, _IP_TRANSPARENT)
-                                )
-                                sock.setsockopt(level, name, 1)
-                            sock.bind(("::1" if family == 6 else "127.0.0.1", item.spec[f"{kind}_port"]))
-                            sock.listen(_BACKLOG)
-                            made.append((kind, family, os.dup(sock.fileno())))
+                for kind, family in missing:
+                    with self._listener(kind, family, ports[kind]) as sock:
+                        made.append((kind, family, os.dup(sock.fileno())))
         except OSError:
             _close_all(made)
             raise
         return made
+
+    def _listener(self, kind: str, family: int, port: int) -> socket.socket:
+        sock = self._socket(family, "dgram" if kind == "dns" else "stream")
+        try:
+            if kind == "dns":
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DNS_BUFFER)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == 6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if kind == "inbound":
+                transparent = (
+                    (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if family == 6 else (socket.IPPROTO_IP, _IP_TRANSPARENT)
+                )
+                sock.setsockopt(*transparent, 1)
+            sock.bind(("::1" if family == 6 else "127.0.0.1", port))
+            if kind != "dns":
+                sock.listen(_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _listen(self, worker: Child, key: str, item: Attached) -> None:
         if worker.slot not in item.listeners:

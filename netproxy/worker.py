@@ -34,7 +34,7 @@ from .relay.serve import Server, reset
 from .relay.services import Services
 from .relay.upstream import UpstreamHttp
 from .settings import REGIONS_PER_WORKER
-from .upstream.connect import Dialer, SocketStock
+from .upstream.connect import Dialer, SocketStock, StockKey
 from .upstream.pool import Pool
 
 _SWEEP_S = 0.5
@@ -114,7 +114,8 @@ class Worker:
             case "unlisten":
                 self._unlisten(WorkloadKey(fields["workload"]))
             case "sockets":
-                self._stock.deliver(WorkloadKey(fields["workload"]), fields["family"], message.fds, fields["error"])
+                key = StockKey(WorkloadKey(fields["workload"]), fields["family"], fields.get("kind", "stream"))
+                self._stock.deliver(key, message.fds, fields["error"])
             case "synced":
                 gc.collect()
                 gc.freeze()
@@ -125,8 +126,8 @@ class Worker:
             case other:
                 print(f"netproxy worker: unknown message {other!r}", file=sys.stderr, flush=True)
 
-    def _ask_sockets(self, workload: WorkloadKey, family: int, n: int) -> None:
-        self._send("sockets", id=0, workload=workload, family=family, n=n)
+    def _ask_sockets(self, key: StockKey, n: int) -> None:
+        self._send("sockets", id=0, workload=key.workload, family=key.family, kind=key.kind, n=n)
 
     # -- listeners ----------------------------------------------------------------------------------
 

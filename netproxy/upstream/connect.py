@@ -1,7 +1,7 @@
 """Fresh connections, dialled inside the workload's network namespace.
 
 The worker may not enter a namespace or set a mark; the supervisor makes the sockets there and hands them
-over in batches. A stock per (workload, family) keeps some ready, so that a dial normally waits for nobody.
+over in batches. A stock per workload, family and kind keeps some ready, so that a dial normally waits for nobody.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 from ..addr import EndpointAddr, SpiffeId, WorkloadKey
 from ..config.shard import SvidShard
@@ -25,21 +26,28 @@ LOW_WATER = 12
 MAX_WAITING = 4096
 STOCK_TIMEOUT_S = 5.0
 
-StockKey = tuple[WorkloadKey, int]
+SocketKind = Literal["stream", "dgram"]
+
+
+class StockKey(NamedTuple):
+    workload: WorkloadKey
+    family: int
+    """4 or 6."""
+    kind: SocketKind = "stream"
 
 
 class SocketStock:
-    """Unconnected sockets by workload and family (4 or 6). `ask(workload, family, n)` sends for more."""
+    """Unconnected sockets. `ask(key, n)` sends for more."""
 
-    def __init__(self, ask: Callable[[WorkloadKey, int, int], None]) -> None:
+    def __init__(self, ask: Callable[[StockKey, int], None]) -> None:
         self._ask = ask
         self._stock: dict[StockKey, deque[socket.socket]] = {}
         self._waiting: dict[StockKey, deque[asyncio.Future[socket.socket]]] = {}
         self._asked: dict[StockKey, int] = {}
 
-    async def take(self, workload: WorkloadKey, family: int) -> socket.socket:
+    async def take(self, workload: WorkloadKey, family: int, kind: SocketKind = "stream") -> socket.socket:
         """Raises UpstreamError when there is none in time or the workload is gone."""
-        key = (workload, family)
+        key = StockKey(workload, family, kind)
         stock = self._stock.get(key)
         if stock:
             sock = stock.popleft()
@@ -81,10 +89,9 @@ class SocketStock:
     def _order(self, key: StockKey, n: int) -> None:
         if self._asked.get(key, 0) < n:
             self._asked[key] = self._asked.get(key, 0) + BATCH
-            self._ask(*key, BATCH)
+            self._ask(key, BATCH)
 
-    def deliver(self, workload: WorkloadKey, family: int, fds: list[int], error: str) -> None:
-        key = (workload, family)
+    def deliver(self, key: StockKey, fds: list[int], error: str) -> None:
         if self._asked.get(key, 0) > BATCH:
             self._asked[key] -= BATCH
         else:

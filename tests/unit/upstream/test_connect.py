@@ -12,7 +12,7 @@ import pytest
 from netproxy.addr import WorkloadKey
 from netproxy.errors import Reason, UpstreamError
 from netproxy.upstream import connect
-from netproxy.upstream.connect import BATCH, LOW_WATER, SocketStock
+from netproxy.upstream.connect import BATCH, LOW_WATER, SocketStock, StockKey
 
 ONE, TWO = WorkloadKey("shop/one"), WorkloadKey("shop/two")
 
@@ -20,13 +20,13 @@ ONE, TWO = WorkloadKey("shop/one"), WorkloadKey("shop/two")
 class Bench:
     def __init__(self) -> None:
         self.asks: list[tuple[WorkloadKey, int, int]] = []
-        self.stock = SocketStock(lambda workload, family, n: self.asks.append((workload, family, n)))
+        self.stock = SocketStock(lambda key, n: self.asks.append((key.workload, key.family, n)))
         self.made: list[int] = []
 
     def deliver(self, n: int, error: str = "", workload: WorkloadKey = ONE) -> list[int]:
         fds = [socket.socket().detach() for _ in range(n)]
         self.made += fds
-        self.stock.deliver(workload, 4, fds, error)
+        self.stock.deliver(StockKey(workload, 4), fds, error)
         return fds
 
     def take(self, workload: WorkloadKey = ONE) -> asyncio.Task[socket.socket]:
@@ -228,5 +228,22 @@ def test_a_socket_given_back_to_a_workload_that_is_gone_is_closed() -> None:
         await turns()
         with pytest.raises(OSError):
             os.fstat(fd)
+
+    run(main)
+
+
+def test_kinds_are_stocks_of_their_own() -> None:
+    async def main(bench: Bench) -> None:
+        stream = bench.take()
+        dgram = asyncio.get_running_loop().create_task(bench.stock.take(ONE, 4, "dgram"))
+        await turns()
+        assert bench.asks == [(ONE, 4, BATCH)] * 2
+        (fd,) = bench.deliver(1)
+        assert (await stream).fileno() == fd
+        assert not dgram.done()
+        made = socket.socket(type=socket.SOCK_DGRAM)
+        bench.stock.deliver(StockKey(ONE, 4, "dgram"), [made.detach()], "")
+        (await dgram).close()
+        (await stream).close()
 
     run(main)
