@@ -102,7 +102,11 @@ class Worker:
         match message.op:
             case "shard":
                 shard = decode_shard(fields["key"], message.body)
-                self._services.tables.put(shard)
+                tables = self._services.tables
+                broken = tables.broken_patterns
+                tables.put(shard)
+                if tables.broken_patterns > broken:
+                    self._arena.count("broken_patterns", tables.broken_patterns - broken, detail=fields["key"])
                 if isinstance(shard, SvidShard):
                     self._contexts.drop(shard.identity)
             case "unshard":

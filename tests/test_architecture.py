@@ -32,11 +32,11 @@ ALLOWED: dict[str, set[str]] = {
     "accept": PLAIN | {"config.shard", "stream", "tcp"},
     "identity": PLAIN | {"config.shard", "stream", "tcp"},
     "codec": {"errors"},
-    "decide": PLAIN | {"codec.events", "config.shard"},
+    "decide": PLAIN | {"codec.events", "config.shard", "pattern"},
     "upstream": PLAIN | {"config.shard", "identity", "stream", "tcp"},
     "relay": PLAIN
     | {"accept", "arena", "codec", "config.shard", "decide", "identity", "observe", "stream", "tcp", "upstream"},
-    "config": {"addr", "errors"},
+    "config": {"addr", "errors", "pattern"},
     "observe": PLAIN | {"arena", "config.shard"},
     "cli": PLAIN
     | ROOTS
@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "holder": set(),
     "journal": {"errors"},
+    "pattern": set(),
     "pods": PLAIN | {"child", "config.snapshot", "journal"},
     "settings": set(),
     "state": {"addr", "child"},
@@ -78,6 +79,7 @@ PURE = (
     "netproxy/config/vip.py",
     "netproxy/decide/*.py",
     "netproxy/errors.py",
+    "netproxy/pattern.py",
     "netproxy/relay/exchange.py",
     "netproxy/stream.py",
     "netproxy/upstream/health.py",
@@ -102,6 +104,7 @@ PURE_STDLIB = {
 PURE_THIRD_PARTY = {
     "netproxy.codec": {"h11"},
     "netproxy.config": {"pydantic", "pydantic_core"},
+    "netproxy.pattern": {"re2"},
 }
 
 PURE_NO_NAMES = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}

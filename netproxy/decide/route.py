@@ -15,7 +15,6 @@ from typing import NamedTuple
 from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
 from ..config.shard import (
     Endpoint,
-    Match,
     MeshShard,
     Rule,
     ServicePort,
@@ -26,6 +25,7 @@ from ..config.shard import (
 )
 from ..errors import Reason, Refused
 from .balance import WeightedCycle, pick
+from .match import Prepared, Request
 
 
 class EndpointState:
@@ -63,7 +63,7 @@ class PortTable:
             frozenset((6,)): v6,
             frozenset((4, 6)): dual,
         }
-        self.rules = spec.rules
+        self.rules = Prepared(spec.rules) if spec.rules is not None else None
         self.cycles: dict[str, WeightedCycle] = {}
 
 
@@ -75,25 +75,6 @@ class Choice(NamedTuple):
     endpoint: EndpointState
     rule: str
     request_timeout_s: float
-
-
-def rule_matches(rule: Rule, path: str, headers: dict[str, str]) -> bool:
-    return not rule.matches or any(_matches(match, path, headers) for match in rule.matches)
-
-
-def _matches(match: Match, path: str, headers: dict[str, str]) -> bool:
-    if match.path_kind == "exact":
-        if path != match.path:
-            return False
-    elif not prefix_matches(match.path, path):
-        return False
-    return all(headers.get(wanted.name) == wanted.value for wanted in match.headers)
-
-
-def prefix_matches(prefix: str, path: str) -> bool:
-    """By path element, a trailing ``/`` of the prefix is ignored: /abc matches /abc, /abc/, /abc/d, not /abcd."""
-    prefix = prefix.rstrip("/")
-    return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == "/" or not prefix)
 
 
 class Tables:
@@ -110,6 +91,8 @@ class Tables:
         self._vips: dict[str, ServiceKey] = {}
         self._by_address: dict[str, WorkloadKey] = {}
         self._direct: dict[Endpoint, EndpointState] = {}
+        self.broken_patterns = 0
+        """How many matches came with a regular expression that can't be used. They never match."""
 
     # -- changes ------------------------------------------------------------------------------------
 
@@ -146,8 +129,10 @@ class Tables:
             states = {state.endpoint: state for state in old.endpoints} if old else {}
             kept = {e: states.get(e) or self._direct.get(e) or EndpointState(e) for e in spec.endpoints}
             table = PortTable(key, spec, kept)
+            if table.rules is not None:
+                self.broken_patterns += len(table.rules.broken)
             if old is not None:
-                names = {rule.name for rule in spec.rules or ()}
+                names = {rule.name for rule in (*(spec.rules or ()), spec.tcp_rule) if rule is not None}
                 table.cycles = {name: cycle for name, cycle in old.cycles.items() if name in names}
             self.ports[key, spec.port] = table
             for vip in shard.vips:
@@ -212,20 +197,23 @@ class Tables:
             state = self._direct[endpoint] = EndpointState(endpoint)
         return state
 
-    def route(self, port: PortTable, path: str, headers: dict[str, str], families: frozenset[int]) -> Choice:
-        """Endpoint for one HTTP request to a service port. `headers`: lower-case names, values joined by ``,``.
+    def route(self, port: PortTable, request: Request, families: frozenset[int]) -> Choice:
+        """Endpoint for one HTTP request to a service port.
 
         Raises Refused with NO_ROUTE, BACKEND_INVALID or NO_HEALTHY_ENDPOINT.
         """
         if port.rules is None:
             return self._endpoint(port, "", 0.0, families)
-        for rule in port.rules:
-            if rule_matches(rule, path, headers):
-                return self._backend(port, rule, families)
-        raise Refused(Reason.NO_ROUTE, f"no rule for {path} of service {port.service}:{port.port}", port.service)
+        rule = port.rules.first(request)
+        if rule is None:
+            detail = f"no rule for {request.method} {request.path} of service {port.service}:{port.port}"
+            raise Refused(Reason.NO_ROUTE, detail, port.service)
+        return self._backend(port, rule, families)
 
     def tcp(self, port: PortTable, families: frozenset[int]) -> Choice:
-        """Endpoint for an opaque connection to a service port."""
+        """Endpoint for an opaque connection to a service port. Raises Refused as `route` does."""
+        if port.spec.tcp_rule is not None:
+            return self._backend(port, port.spec.tcp_rule, families)
         return self._endpoint(port, "", 0.0, families)
 
     def _backend(self, port: PortTable, rule: Rule, families: frozenset[int]) -> Choice:

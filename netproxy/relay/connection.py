@@ -43,9 +43,8 @@ from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .exchange import (
     authority_of,
-    headers_for_match,
-    path_of,
     problem,
+    request_for_match,
     request_for_upstream,
     response_for_downstream,
     without_ours,
@@ -410,7 +409,7 @@ class Exchange:
         port = tables.ports.get((facts.port.service, facts.port.port))
         if port is None:
             raise Refused(Reason.NO_ROUTE, f"service {facts.port.service} is gone", facts.port.service)
-        return tables.route(port, path_of(self._head.target), headers_for_match(self._head.headers), facts.families)
+        return tables.route(port, request_for_match(self._head), facts.families)
 
     def _request_head(self) -> RequestHead:
         facts = self._connection.facts

@@ -22,6 +22,7 @@ import json
 from collections.abc import Sequence
 
 from ..codec.events import Headers, RequestHead, ResponseHead
+from ..decide.match import Request
 from ..errors import Reason
 
 XFCC = b"x-forwarded-client-cert"
@@ -99,9 +100,13 @@ def authority_of(host: str, port: int) -> bytes:
     return (name if port == 80 else f"{name}:{port}").encode()
 
 
-def path_of(target: bytes) -> str:
-    """Path to match routes with: without query, octets as Latin-1."""
-    return origin_form(target)[0].partition(b"?")[0].decode("latin-1")
+def request_for_match(head: RequestHead) -> Request:
+    """What routing rules look at. CONNECT has neither path nor query: its target is an authority."""
+    method, headers = head.method.decode("latin-1"), headers_for_match(head.headers)
+    if head.method == b"CONNECT":
+        return Request("", headers, "", method)
+    path, _, query = origin_form(head.target)[0].decode("latin-1").partition("?")
+    return Request(path, headers, query, method)
 
 
 def headers_for_match(headers: Headers) -> dict[str, str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,8 @@ from netproxy.config.shard import (
     SvidShard,
     WorkloadShard,
 )
-from netproxy.decide.route import Tables, prefix_matches, rule_matches
+from netproxy.decide.match import Request
+from netproxy.decide.route import Tables
 from netproxy.errors import Reason, Refused
 
 V4, V6, DUAL = frozenset((4,)), frozenset((6,)), frozenset((4, 6))
@@ -45,57 +47,6 @@ def tables(*shards: Shard) -> Tables:
     return made
 
 
-# --- matches
-
-
-@pytest.mark.parametrize(
-    ("prefix", "path", "matches"),
-    [
-        # The table of the Gateway API (HTTPPathMatch, PathPrefix).
-        ("/", "/", True),
-        ("/", "/abc", True),
-        ("/foo", "/foo", True),
-        ("/foo", "/foo/", True),
-        ("/foo/", "/foo", True),
-        ("/foo/", "/foo/", True),
-        ("/aaa/bb", "/aaa/bbb", False),
-        ("/aaa/bbb", "/aaa/bbb", True),
-        ("/aaa/bbb/", "/aaa/bbb", True),
-        ("/aaa/bbb", "/aaa/bbb/", True),
-        ("/aaa/bbb", "/aaa/bbb/ccc", True),
-        ("/aaa/bbb", "/aaa/bbbxyz", False),
-        ("/abc", "/abcd", False),
-        ("/abc", "/ab", False),
-        ("/abc", "/ABC", False),
-        ("/abc", "abc", False),
-        ("/abc", "", False),
-        ("/", "", True),
-        ("/", "*", True),
-        ("/a", "//a", False),
-    ],
-)
-def test_prefix_matches(prefix: str, path: str, matches: bool) -> None:
-    assert prefix_matches(prefix, path) is matches
-
-
-@given(st.text("/ab", max_size=6).map("/".__add__), st.text("/ab", max_size=8).map("/".__add__))
-def test_prefix_is_by_element(prefix: str, path: str) -> None:
-    trimmed = prefix.rstrip("/")
-    assert prefix_matches(prefix, path) is (path + "/").startswith(trimmed + "/")
-    assert prefix_matches(path, path)
-
-
-def test_all_parts_of_a_match_and_any_match_of_a_rule() -> None:
-    header = (HeaderMatch("x-a", "1"), HeaderMatch("x-b", ""))
-    rule = Rule("r", (Match("exact", "/one"), Match("prefix", "/two", header)), ())
-    assert rule_matches(rule, "/one", {})
-    assert not rule_matches(rule, "/one/", {})
-    assert not rule_matches(rule, "/two", {"x-a": "1"})
-    assert not rule_matches(rule, "/two", {"x-a": "1,1", "x-b": ""})
-    assert rule_matches(rule, "/two/x", {"x-a": "1", "x-b": ""})
-    assert rule_matches(Rule("r", (), ()), "/any", {})
-
-
 # --- questions
 
 
@@ -106,21 +57,21 @@ def test_rules_in_order_and_none_that_matches() -> None:
     )
     made = tables(service("web", rules=rules), service("a", A, vip="240.0.0.2"), service("b", B, vip="240.0.0.3"))
     port = made.ports[key("web"), 80]
-    choice = made.route(port, "/a/x", {}, V4)
+    choice = made.route(port, Request("/a/x", {}), V4)
     assert (choice.service, choice.endpoint.endpoint, choice.rule, choice.request_timeout_s) == (
         key("a"),
         A,
         "first",
         2.5,
     )
-    assert made.route(port, "/b", {}, V4).endpoint.endpoint == B
+    assert made.route(port, Request("/b", {}), V4).endpoint.endpoint == B
     made.put(service("web", rules=rules[:1]))
-    with pytest.raises(Refused, match="no rule for /b of service shop/web:80") as caught:
-        made.route(made.ports[key("web"), 80], "/b", {}, V4)
+    with pytest.raises(Refused, match="no rule for GET /b of service shop/web:80") as caught:
+        made.route(made.ports[key("web"), 80], Request("/b", {}), V4)
     assert caught.value.reason is Reason.NO_ROUTE
     made.put(service("web", A, rules=()))
     with pytest.raises(Refused):
-        made.route(made.ports[key("web"), 80], "/", {}, V4)
+        made.route(made.ports[key("web"), 80], Request("/", {}), V4)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +89,7 @@ def test_refusals(backends: tuple[Backend, ...], reason: Reason, detail: str) ->
     unready = dataclasses.replace(A, ready=False)
     made = tables(service("web", unready, rules=(Rule("r", (), backends),)))
     with pytest.raises(Refused, match=detail) as caught:
-        made.route(made.ports[key("web"), 80], "/", {}, V4)
+        made.route(made.ports[key("web"), 80], Request("/", {}), V4)
     assert caught.value.reason is reason
     assert caught.value.decided_by == "r"
 
@@ -149,7 +100,7 @@ def test_invalid_backends_get_their_share() -> None:
     refused = 0
     for _ in range(400):
         try:
-            made.route(made.ports[key("web"), 80], "/", {}, V4)
+            made.route(made.ports[key("web"), 80], Request("/", {}), V4)
         except Refused:
             refused += 1
     assert refused == 100
@@ -229,7 +180,7 @@ def test_sequences_of_weights_survive_unless_the_weights_change() -> None:
 
     def cycle() -> object:
         port = made.ports[key("web"), 80]
-        made.route(port, "/a", {}, V4)
+        made.route(port, Request("/a", {}), V4)
         return port.cycles["r"]
 
     first = cycle()
@@ -237,6 +188,45 @@ def test_sequences_of_weights_survive_unless_the_weights_change() -> None:
     assert cycle() is first
     made.put(service("web", A, B, rules=rules(1, 2)))
     assert cycle() is not first
+
+
+def tcp_service(*backends: Backend) -> ServiceShard:
+    rule = Rule("TCPRoute shop/db rule 0", (), backends)
+    return ServiceShard("shop", "db", ("240.0.0.9",), (ServicePort(5432, "", "tcp", (A,), tcp_rule=rule),))
+
+
+def test_opaque_connections_are_shared_by_weight() -> None:
+    shares = Backend(key("a"), 80, 70), Backend(key("b"), 80, 20), Backend(key("a"), 81, 10, invalid="no port 81")
+    made = tables(tcp_service(*shares), service("a", A, vip="240.0.0.2"), service("b", B, vip="240.0.0.3"))
+    seen: Counter[object] = Counter()
+    for number in range(200):
+        try:
+            choice = made.tcp(made.ports[key("db"), 5432], V4)
+            assert choice.rule == "TCPRoute shop/db rule 0"
+            seen[choice.endpoint.endpoint] += 1
+        except Refused as exc:
+            seen[exc.reason] += 1
+        if number == 77:
+            made.put(dataclasses.replace(tcp_service(*shares), headless=True))  # the sequence goes on
+    assert seen == {A: 140, B: 40, Reason.BACKEND_INVALID: 20}
+    made.put(service("a", vip="240.0.0.2"))
+    made.put(tcp_service(shares[0]))
+    with pytest.raises(Refused) as caught:
+        made.tcp(made.ports[key("db"), 5432], V4)
+    assert caught.value.reason is Reason.NO_HEALTHY_ENDPOINT
+
+
+def test_what_a_pattern_costs_is_counted_not_raised() -> None:
+    rules = (
+        Rule("bad", (Match("regex", "/("), Match("exact", "/x", (HeaderMatch("a", "[", "regex"),))), (), 0.0),
+        Rule("good", (Match("regex", "/[a-c]+"),), (Backend(key("web"), 80),)),
+    )
+    made = tables(service("web", A, rules=rules))
+    assert made.broken_patterns == 2
+    assert made.route(made.ports[key("web"), 80], Request("/abc", {}), V4).rule == "good"
+    for path in ("/x", "/(", "/"):
+        with pytest.raises(Refused, match="no rule"):
+            made.route(made.ports[key("web"), 80], Request(path, {"a": "["}), V4)
 
 
 def test_an_address_that_moves_to_another_service_in_any_order() -> None:
@@ -348,7 +338,7 @@ def ask_everything(made: Tables) -> None:
             assert made.ports[port.service, port.port] is port
             for families in (V4, V6, DUAL):
                 try:
-                    choice = made.route(port, "/", {}, families)
+                    choice = made.route(port, Request("/", {}), families)
                 except Refused as exc:
                     assert exc.reason in (Reason.NO_ROUTE, Reason.BACKEND_INVALID, Reason.NO_HEALTHY_ENDPOINT)
                 else:

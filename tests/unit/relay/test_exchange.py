@@ -12,8 +12,8 @@ from netproxy.relay.exchange import (
     authority_of,
     headers_for_match,
     origin_form,
-    path_of,
     problem,
+    request_for_match,
     request_for_upstream,
     response_for_downstream,
     xfcc_value,
@@ -120,10 +120,17 @@ def test_response_headers(before: Headers, after: Headers | None) -> None:
 
 
 def test_what_routes_are_matched_with() -> None:
-    assert path_of(b"/a/b?c=/d") == "/a/b"
-    assert path_of(b"http://h/a?b") == "/a"
-    assert path_of(b"http://h") == "/"
-    assert path_of(b"/\xe9") == "/\xe9"
+    def asked(target: bytes, method: bytes = b"GET") -> tuple[str, str, str]:
+        request = request_for_match(RequestHead(1, method, target, [(b"a", b"1")]))
+        assert request.headers == {"a": "1"}
+        return request.method, request.path, request.query
+
+    assert asked(b"/a/b?c=/d?e") == ("GET", "/a/b", "c=/d?e")
+    assert asked(b"http://h/a?b") == ("GET", "/a", "b")
+    assert asked(b"http://h") == ("GET", "/", "")
+    assert asked(b"/\xe9") == ("GET", "/\xe9", "")
+    assert asked(b"*", b"OPTIONS") == ("OPTIONS", "*", "")
+    assert asked(b"host:443", b"CONNECT") == ("CONNECT", "", "")
     assert headers_for_match([(b"a", b"1"), (b"b", b"\xe9"), (b"a", b"2")]) == {"a": "1,2", "b": "\xe9"}
     assert headers_for_match([]) == {}
 
