@@ -2,7 +2,7 @@
 
 A request or connection ends with exactly one `Reason`. Its row gives the HTTP status that we
 answer with (0: nothing can be answered any more), the flag in logs and in ``x-netproxy-reason``
-(Envoy's response flags where Envoy has one), and the sentence for people.
+(Envoy's response flags where Envoy has one), the sentence for people, and the details in the access log.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ class ReasonInfo(NamedTuple):
     status: int
     flag: str
     title: str
+    details: str = ""
+    """Envoy's RESPONSE_CODE_DETAILS, in its words where it has some. One with ``_before_response_started`` is that of
+    an end before the answer began."""
 
 
 class Reason(enum.IntEnum):
@@ -107,29 +110,59 @@ class Reason(enum.IntEnum):
 
 
 REASONS: dict[Reason, ReasonInfo] = {
-    Reason.OK: ReasonInfo(200, "-", "done"),
-    Reason.NO_ROUTE: ReasonInfo(404, "NR", "no route rule matches the request"),
-    Reason.BACKEND_INVALID: ReasonInfo(500, "NC", "the chosen backend does not exist or is invalid"),
-    Reason.NO_HEALTHY_ENDPOINT: ReasonInfo(503, "UH", "the backend has no ready endpoint"),
-    Reason.CONNECT_FAILED: ReasonInfo(503, "UF", "the endpoint could not be connected"),
-    Reason.CONNECT_TIMEOUT: ReasonInfo(503, "UF", "the endpoint did not accept in time"),
-    Reason.UPSTREAM_TIMEOUT: ReasonInfo(504, "UT", "the upstream did not answer in time"),
-    Reason.UPSTREAM_CLOSED: ReasonInfo(502, "UC", "the upstream closed before its answer was complete"),
-    Reason.UPSTREAM_PROTOCOL: ReasonInfo(502, "UPE", "the upstream sent a malformed answer"),
-    Reason.DOWNSTREAM_CLOSED: ReasonInfo(0, "DC", "the client closed before the answer was complete"),
-    Reason.DOWNSTREAM_PROTOCOL: ReasonInfo(400, "DPE", "the request is malformed"),
-    Reason.HEAD_TOO_LARGE: ReasonInfo(431, "DPE", "the request head is larger than the limit"),
-    Reason.HEAD_TIMEOUT: ReasonInfo(408, "DT", "the request head did not arrive in time"),
-    Reason.IDLE_TIMEOUT: ReasonInfo(0, "SI", "nothing moved for the idle timeout"),
-    Reason.MTLS_REQUIRED: ReasonInfo(403, "UAEX", "the workload accepts mesh TLS only"),
-    Reason.IDENTITY_MISMATCH: ReasonInfo(503, "UF", "the endpoint has not the identity it should have"),
-    Reason.OVERLOADED: ReasonInfo(503, "UO", "a limit on connections or requests is reached"),
-    Reason.DRAINING: ReasonInfo(503, "OM", "the proxy is shutting down"),
-    Reason.PROTOCOL_MISMATCH: ReasonInfo(0, "DPE", "the port carries HTTP, the bytes are something else"),
-    Reason.NOT_IMPLEMENTED: ReasonInfo(501, "DPE", "the request needs something that is not supported"),
-    Reason.EGRESS_DENIED: ReasonInfo(502, "NR", "the outbound policy denies unknown destinations"),
-    Reason.LOOP: ReasonInfo(502, "NR", "the destination is the proxy itself"),
-    Reason.INTERNAL: ReasonInfo(500, "LR", "an internal error"),
-    Reason.DNS_FAILED: ReasonInfo(503, "DF", "the name of the endpoint could not be resolved"),
+    Reason.OK: ReasonInfo(200, "-", "done", "via_upstream"),
+    Reason.NO_ROUTE: ReasonInfo(404, "NR", "no route rule matches the request", "route_not_found"),
+    Reason.BACKEND_INVALID: ReasonInfo(
+        500, "NC", "the chosen backend does not exist or is invalid", "cluster_not_found"
+    ),
+    Reason.NO_HEALTHY_ENDPOINT: ReasonInfo(503, "UH", "the backend has no ready endpoint", "no_healthy_upstream"),
+    Reason.CONNECT_FAILED: ReasonInfo(
+        503, "UF", "the endpoint could not be connected", "upstream_reset_before_response_started{connection_failure}"
+    ),
+    Reason.CONNECT_TIMEOUT: ReasonInfo(
+        503, "UF", "the endpoint did not accept in time", "upstream_reset_before_response_started{connection_timeout}"
+    ),
+    Reason.UPSTREAM_TIMEOUT: ReasonInfo(504, "UT", "the upstream did not answer in time", "upstream_response_timeout"),
+    Reason.UPSTREAM_CLOSED: ReasonInfo(
+        502,
+        "UC",
+        "the upstream closed before its answer was complete",
+        "upstream_reset_before_response_started{connection_termination}",
+    ),
+    Reason.UPSTREAM_PROTOCOL: ReasonInfo(
+        502, "UPE", "the upstream sent a malformed answer", "upstream_reset_before_response_started{protocol_error}"
+    ),
+    Reason.DOWNSTREAM_CLOSED: ReasonInfo(
+        0, "DC", "the client closed before the answer was complete", "downstream_remote_disconnect"
+    ),
+    Reason.DOWNSTREAM_PROTOCOL: ReasonInfo(400, "DPE", "the request is malformed", "http1.codec_error"),
+    Reason.HEAD_TOO_LARGE: ReasonInfo(
+        431, "DPE", "the request head is larger than the limit", "http1.headers_too_large"
+    ),
+    Reason.HEAD_TIMEOUT: ReasonInfo(408, "DT", "the request head did not arrive in time", "request_header_timeout"),
+    Reason.IDLE_TIMEOUT: ReasonInfo(0, "SI", "nothing moved for the idle timeout", "stream_idle_timeout"),
+    Reason.MTLS_REQUIRED: ReasonInfo(
+        403, "UAEX", "the workload accepts mesh TLS only", "rbac_access_denied_matched_policy[mtls_strict]"
+    ),
+    Reason.IDENTITY_MISMATCH: ReasonInfo(
+        503,
+        "UF",
+        "the endpoint has not the identity it should have",
+        "upstream_reset_before_response_started{tls_error}",
+    ),
+    Reason.OVERLOADED: ReasonInfo(503, "UO", "a limit on connections or requests is reached", "overload"),
+    Reason.DRAINING: ReasonInfo(503, "OM", "the proxy is shutting down", "downstream_local_disconnect"),
+    Reason.PROTOCOL_MISMATCH: ReasonInfo(
+        0, "DPE", "the port carries HTTP, the bytes are something else", "filter_chain_not_found"
+    ),
+    Reason.NOT_IMPLEMENTED: ReasonInfo(
+        501, "DPE", "the request needs something that is not supported", "upgrade_failed"
+    ),
+    Reason.EGRESS_DENIED: ReasonInfo(502, "NR", "the outbound policy denies unknown destinations", "route_not_found"),
+    Reason.LOOP: ReasonInfo(502, "NR", "the destination is the proxy itself", "filter_chain_not_found"),
+    Reason.INTERNAL: ReasonInfo(500, "LR", "an internal error", "internal_error"),
+    Reason.DNS_FAILED: ReasonInfo(
+        503, "DF", "the name of the endpoint could not be resolved", "dns_resolution_failure"
+    ),
 }
 assert set(REASONS) == set(Reason)

@@ -51,6 +51,7 @@ from .exchange import (
     xfcc_value,
 )
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
+from .logged import Ended, log_request
 from .services import Facts, Services
 from .upstream import ALPN_HTTP1, UpstreamHttp
 
@@ -248,6 +249,9 @@ class HttpConnection:
         self.services.recorder.request(
             parties(self.facts, self.services, None), security(self.facts, None), status, reason, numbers
         )
+        if self.services.access.on:
+            ended = Ended(reason, detail, numbers[0], (0, 0), status)
+            log_request(self.services, self.facts, None, None, request_id=b"", ended=ended)
         self.linger()
 
     # -- for the exchange ---------------------------------------------------------------------------
@@ -328,10 +332,13 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
+        "_attempts",
         "_choice",
+        "_connected_at",
         "_connection",
         "_done",
         "_head",
+        "_head_at",
         "_key",
         "_moved_in",
         "_moved_out",
@@ -340,6 +347,7 @@ class Exchange:
         "_request_sent",
         "_response_done",
         "_response_started",
+        "_reused",
         "_services",
         "_started",
         "_status",
@@ -364,6 +372,10 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._status = 0
         self._moved_in = self._moved_out = 0
+        # For the access log, the times only while it is on.
+        self._attempts = 0
+        self._reused = False
+        self._connected_at = self._head_at = 0.0
         connection.attach(self)
 
     def __repr__(self) -> str:
@@ -462,6 +474,10 @@ class Exchange:
         if not self._connection.is_writable:
             upstream.stream.pause_reading()
         upstream.begin(self)
+        self._attempts += 1
+        self._reused = upstream.reused
+        if self._services.access.on:
+            self._connected_at = self._services.now()
         queue, self._queue = self._queue, None
         for event in queue or ():
             if self._upstream is not upstream:
@@ -496,11 +512,11 @@ class Exchange:
         """The body turned out malformed."""
         self._drop_upstream()
         if self._response_started:
-            self._finish(reason, reset=True)
+            self._finish(reason, reset=True, detail=exc.detail)
         else:
             self._connection.announce_close()
             self._status = self._connection.answer(reason, exc.detail, "", (), exc.status)
-            self._finish(reason, must_close=True)
+            self._finish(reason, must_close=True, detail=exc.detail)
 
     def downstream_gone(self) -> None:
         self._drop_upstream()
@@ -533,6 +549,8 @@ class Exchange:
                         # An early answer ends the connection, since the rest of the body is not wanted: say so.
                         self._connection.announce_close()
                     self._status = event.status
+                    if self._services.access.on:
+                        self._head_at = self._services.now()
                     self._connection.send(response_for_downstream(event, from_agent=bool(self._key and self._key.tls)))
                 case Data():
                     self._moved_out += len(event.data)
@@ -590,21 +608,21 @@ class Exchange:
         if must_close:
             self._connection.announce_close()
         self._status = self._connection.answer(reason, detail, decided_by, ())
-        self._finish(reason, must_close=must_close)
+        self._finish(reason, must_close=must_close, detail=detail, decided_by=decided_by)
 
     def _fail(self, reason: Reason, detail: str) -> None:
         if self._done:
             return
         self._drop_upstream()
         if self._response_started:
-            self._finish(reason, reset=True)
+            self._finish(reason, reset=True, detail=detail)
             return
         tried = [str(self._key.endpoint)] if self._key is not None else []
         decided_by = self._choice.rule if self._choice is not None else ""
         if not self._request_sent:
             self._connection.announce_close()
         self._status = self._connection.answer(reason, detail, decided_by, tried)
-        self._finish(reason, must_close=not self._request_sent)
+        self._finish(reason, must_close=not self._request_sent, detail=detail)
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -614,7 +632,10 @@ class Exchange:
             self._task.cancel()
             self._task = None
 
-    def _finish(self, reason: Reason, *, must_close: bool = False, reset: bool = False) -> None:
+    def _finish(
+        self, reason: Reason, *, must_close: bool = False, reset: bool = False, detail: str = "", decided_by: str = ""
+    ) -> None:
+        """`detail` and `decided_by` are for the access log."""
         if self._done:
             return
         self._done = True
@@ -623,14 +644,36 @@ class Exchange:
         if self._choice is not None:
             self._choice.endpoint.outstanding -= 1
         facts = self._connection.facts
+        duration_s = self._services.now() - self._started
         self._services.recorder.request(
             parties(facts, self._services, self._choice),
             security(facts, self._choice),
             self._status,
             reason,
-            (self._services.now() - self._started, self._moved_in, self._moved_out),
+            (duration_s, self._moved_in, self._moved_out),
         )
+        if self._services.access.on:
+            self._log(reason, duration_s, detail, decided_by)
         if reset:
             self._connection.stream.abort()
         elif reason is not Reason.DOWNSTREAM_CLOSED:
             self._connection.exchange_done(must_close=must_close)
+
+    def _log(self, reason: Reason, duration_s: float, detail: str, decided_by: str) -> None:
+        ended = Ended(
+            reason,
+            detail,
+            duration_s,
+            (self._moved_in, self._moved_out),
+            self._status,
+            self._response_started,
+            self._attempts,
+            self._reused,
+            self._connected_at - self._started if self._connected_at else -1.0,
+            self._head_at - self._started if self._head_at else -1.0,
+            decided_by,
+        )
+        request_id = next((value for name, value in self._head.headers if name == b"x-request-id"), b"")
+        log_request(
+            self._services, self._connection.facts, self._head, self._choice, request_id=request_id, ended=ended
+        )

@@ -40,6 +40,7 @@ from ..stream import Stream
 from ..tcp import accepted as tcp_accepted
 from .connection import HttpConnection
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
+from .logged import log_connection
 from .services import Facts, Services
 from .tcp import TcpRelay
 from .upstream import ALPN_HTTP1
@@ -70,6 +71,7 @@ class Server:
         else:
             dst, reason = accepted.dst, Reason.OK
         facts = Facts(accepted.workload, shard, families, accepted.inbound, accepted.client, dst)
+        facts.began = services.now()
         if reason is not Reason.OK:
             self._refuse(accepted.sock, facts, reason)
             return
@@ -163,7 +165,8 @@ class Server:
             facts.peer_sha256 = secured.peer_sha256() or ""
         except (IdentityError, TimeoutError, OSError) as exc:
             self._services.recorder.arena.count("tls_handshake_failures", detail=type(exc).__name__)
-            self._refuse_stream(stream, facts, Reason.IDENTITY_MISMATCH)
+            detail = str(exc) or "the TLS handshake did not end in time"
+            self._refuse_stream(stream, facts, Reason.IDENTITY_MISMATCH, detail=detail)
             return None
         secured.pause_reading()
         return secured
@@ -187,7 +190,7 @@ class Server:
                 state.outstanding -= 1
                 raise
         except (Refused, UpstreamError) as exc:
-            self._refuse_stream(stream, facts, exc.reason, choice)
+            self._refuse_stream(stream, facts, exc.reason, choice, detail=str(exc))
             return
         except BaseException:
             stream.abort()
@@ -198,7 +201,7 @@ class Server:
             upstream,
             services,
             facts=facts,
-            endpoint=state,
+            choice=choice,
             parties=parties(facts, services, choice),
             security=security(facts, choice),
             guarded=guarded,
@@ -208,18 +211,22 @@ class Server:
         if verdict in _GAVE_UP:
             self._services.recorder.arena.count("protocol_detection_timeouts", detail=str(facts.dst))
 
-    def _count(self, facts: Facts, reason: Reason, choice: Choice | None = None) -> None:
+    def _count(self, facts: Facts, reason: Reason, choice: Choice | None = None, detail: str = "") -> None:
         who = parties(facts, self._services, choice)
         secure = "mutual_tls" if facts.peer or (choice and mesh_identity(facts, choice)) else "none"
         self._services.recorder.connection_opened(who, secure)
         self._services.recorder.connection_closed(who, secure, reason, (0, 0))
+        if self._services.access.on:
+            log_connection(self._services, facts, choice, reason, detail)
 
     def _refuse(self, sock: socket.socket, facts: Facts, reason: Reason) -> None:
         self._count(facts, reason)
         reset(sock)
 
-    def _refuse_stream(self, stream: Stream, facts: Facts, reason: Reason, choice: Choice | None = None) -> None:
-        self._count(facts, reason, choice)
+    def _refuse_stream(
+        self, stream: Stream, facts: Facts, reason: Reason, choice: Choice | None = None, *, detail: str = ""
+    ) -> None:
+        self._count(facts, reason, choice, detail)
         stream.abort()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
 from ..config.shard import WorkloadShard
 from ..decide.route import PortTable, Tables
+from ..observe.access import AccessLogger
 from ..observe.record import Recorder
 from ..upstream.connect import Dialer
 from ..upstream.pool import Pool
@@ -50,6 +51,7 @@ class Services:
     live: set[Live] = field(default_factory=set)
     draining: bool = False
     resolver: Resolver | None = None
+    access: AccessLogger = field(default_factory=lambda: AccessLogger("", lambda: 0.0))
 
 
 @dataclass(slots=True)
@@ -69,3 +71,5 @@ class Facts:
     port: PortTable | None = None
     peer: SpiffeId = SpiffeId("")
     peer_sha256: str = ""
+    began: float = 0.0
+    """When the connection was accepted; 0.0: nobody looked."""

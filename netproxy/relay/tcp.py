@@ -11,11 +11,12 @@ PROTOCOL_MISMATCH before a single field has passed. Nothing is held back meanwhi
 from __future__ import annotations
 
 from ..accept.sniff import Protocol, sniff
-from ..decide.route import EndpointState
+from ..decide.route import Choice
 from ..errors import Reason
 from ..observe.record import Parties
 from ..stream import Stream
 from .facts import must_be_mesh_tls
+from .logged import log_connection
 from .services import Facts, Services
 
 
@@ -68,7 +69,10 @@ class _Side:
 
 
 class TcpRelay:
-    """Takes over both streams. `endpoint` counts one outstanding until the end; `guarded`: no HTTP/1 may come."""
+    """Takes over both streams. The endpoint of `choice` counts one outstanding until the end.
+
+    `guarded`: no HTTP/1 may come.
+    """
 
     def __init__(
         self,
@@ -77,7 +81,7 @@ class TcpRelay:
         services: Services,
         *,
         facts: Facts,
-        endpoint: EndpointState,
+        choice: Choice,
         parties: Parties,
         security: str,
         guarded: bool = False,
@@ -88,7 +92,7 @@ class TcpRelay:
         self._services = services
         self._parties = parties
         self._security = security
-        self._endpoint = endpoint
+        self._choice = choice
         self._done = False
         self._open_sides = 2
         self._last = services.now()
@@ -121,10 +125,12 @@ class TcpRelay:
             return
         self._done = True
         self._last = self._services.now()
-        self._endpoint.outstanding -= 1
+        self._choice.endpoint.outstanding -= 1
         self._services.recorder.gone()
         moved = (self._down.moved, self._up.moved)
         self._services.recorder.connection_closed(self._parties, self._security, reason, moved)
+        if self._services.access.on:
+            log_connection(self._services, self._facts, self._choice, reason, moved=moved)
         for side in (self._down, self._up):
             if reason is Reason.OK:
                 # Each peer has said its last; what is still queued (the final octets, our FIN) goes out first.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http
+import re
 
 import pytest
 
@@ -32,6 +33,7 @@ def test_every_row(reason: Reason) -> None:
     assert info.flag == "-" if reason is Reason.OK else info.flag.isalpha() and info.flag.isupper()
     assert info.title == info.title.strip()
     assert info.title[0].islower() and not info.title.endswith(".")
+    assert re.fullmatch(r"[a-z0-9_.]+([{\[][a-z_]+[}\]])?", info.details)
 
 
 def test_titles_are_distinct() -> None:

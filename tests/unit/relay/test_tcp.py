@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
+from netproxy.decide.route import Choice
 from netproxy.errors import Reason
 from netproxy.observe.record import Parties
 from netproxy.relay.tcp import TcpRelay
 
-from .streams import HIGH_WATER, FakeStream, World, play, turns
+from .streams import HIGH_WATER, WEB, FakeStream, World, play, turns
 
 PARTIES = Parties("source", "shop/client", "spiffe://x", "shop/web-1", "shop/web")
 
@@ -28,7 +29,7 @@ class Relayed:
             self.up,
             self.world.services,
             facts=self.world.facts(inbound),
-            endpoint=self.state,
+            choice=Choice(WEB, self.state, "", 0.0),
             parties=PARTIES,
             security="none",
             guarded=guarded,
@@ -229,7 +230,8 @@ def test_a_stream_that_was_lost_before_the_relay_began() -> None:
         await turns()
         state = world.port.endpoints[0]
         state.outstanding += 1
-        TcpRelay(down, up, world.services, facts=world.facts(), endpoint=state, parties=PARTIES, security="none")
+        choice = Choice(WEB, state, "", 0.0)
+        TcpRelay(down, up, world.services, facts=world.facts(), choice=choice, parties=PARTIES, security="none")
         await turns()
         assert up.was_reset
         assert state.outstanding == 0

@@ -1,0 +1,243 @@
+"""The access log of a worker: what is logged, and the line it becomes.
+
+One JSON object per line, for each request and each opaque connection at its end, refused ones included. Names are
+Envoy's where Envoy has one (`render` has the list); a field that does not apply is left out. Whether a line is wanted
+is decided before anything is formatted, and without a log a request costs one attribute test (`on`).
+
+What clients send goes into the line, so it may hold anything and be of any length: every octet outside of printable
+ASCII is escaped, fields have limits, and a line is at most `MAX_LINE` octets with its end, which is what a pipe takes
+in one piece (PIPE_BUF): workers that share one never mix their lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Protocol
+
+from ..config.shard import AccessLog
+from ..errors import Reason
+from .record import Parties
+
+MAX_LINE = 4096
+MAX_TARGET = 1024
+MAX_VALUE = 256
+"""Octets of any other field that a client or server wrote."""
+MAX_DETAIL = 512
+_MAX_SHORT = 120
+"""Octets of each quoted field, where a line would be longer than `MAX_LINE`: all fields together then fit."""
+_MARK = "..."
+_ALL = 1 << 32
+
+
+@dataclass(slots=True)
+class Request:
+    """What only HTTP has. Times are from the end of the request head, -1.0 for what never came."""
+
+    method: bytes
+    target: bytes
+    authority: bytes = b""
+    request_id: bytes = b""
+    user_agent: bytes = b""
+    forwarded_for: bytes = b""
+    status: int = 0
+    responded: bool = False
+    """The status is the upstream's."""
+    attempts: int = 0
+    reused: bool = False
+    """The last attempt's connection had served others before."""
+    connect_s: float = -1.0
+    head_s: float = -1.0
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request or connection that ended. Addresses are ``host:port``, "" where there is none."""
+
+    parties: Parties
+    security: str
+    workload: str
+    """Whose traffic this is, of the two the one on this node that was steered."""
+    reason: Reason
+    detail: str
+    duration_s: float
+    moved: tuple[int, int]
+    """Octets of content from the client, to the client."""
+    client: str
+    original: str
+    endpoint: str = ""
+    principal: str = ""
+    """Identity of the destination."""
+    rule: str = ""
+    decided_by: str = ""
+    """Of a refusal: what was against it."""
+    request: Request | None = None
+
+
+class Lines(Protocol):
+    """Where lines go; never blocks, drops and counts what it can't take."""
+
+    def put(self, line: bytes) -> None: ...
+
+
+class AccessLogger:
+    """`random` gives floats in [0, 1), `clock` Unix time."""
+
+    def __init__(self, node: str, random: Callable[[], float], clock: Callable[[], float] = time.time) -> None:
+        self.on = False
+        self._node = node
+        self._random = random
+        self._clock = clock
+        self._lines: Lines | None = None
+        self._selection = AccessLog()
+        self._flags: frozenset[str] = frozenset()
+        self._threshold = 0
+        """Of 2**32: below it an id belongs to the share that is logged."""
+
+    def select(self, selection: AccessLog) -> None:
+        self._selection = selection
+        self._flags = frozenset(selection.flags)
+        self._threshold = round(selection.percent / 100 * _ALL)
+        self._switch()
+
+    def write_to(self, lines: Lines | None) -> None:
+        self._lines = lines
+        self._switch()
+
+    def _switch(self) -> None:
+        self.on = self._lines is not None and not self._selection.off
+
+    def wants(self, reason: Reason, status: int, duration_s: float, request_id: bytes = b"") -> bool:
+        """Both agents of a request decide the same of its id; what has none is sampled at random."""
+        selection = self._selection
+        if self._threshold:
+            if self._threshold >= _ALL:
+                return True
+            at = zlib.crc32(request_id) if request_id else int(self._random() * _ALL)
+            if at < self._threshold:
+                return True
+        return (
+            bool(selection.min_status and status >= selection.min_status)
+            or bool(selection.min_duration_s and duration_s >= selection.min_duration_s)
+            or reason.info.flag in self._flags
+        )
+
+    def log(self, entry: Entry) -> None:
+        if self._lines is not None:
+            self._lines.put(render(entry, self._node, self._clock() - entry.duration_s))
+
+
+def render(entry: Entry, node: str, began: float) -> bytes:
+    """The line, with its end. `began`: Unix time."""
+    line = _line(entry, node, began, _MAX_FULL)
+    return line if len(line) <= MAX_LINE else _line(entry, node, began, _MAX_SHORT)
+
+
+_MAX_FULL = 6 * MAX_TARGET
+
+
+def _line(entry: Entry, node: str, began: float, limit: int) -> bytes:
+    parties, request, info = entry.parties, entry.request, entry.reason.info
+    cut: list[str] = []
+
+    def text(name: str, value: str) -> str:
+        out = quoted(value)
+        if len(out) > limit:
+            cut.append(name)
+            # A character is up to twelve octets when it is escaped.
+            size = next(n for n in (limit, limit // 2, limit // 12) if len(quoted(value[: n - 5])) <= limit - 3)
+            out = quoted(value[: size - 5] + _MARK)
+        return f'"{name}":{out}'
+
+    def field(name: str, value: bytes, most: int = MAX_VALUE) -> str:
+        if len(value) > most:
+            cut.append(name)
+            return text(name, value[:most].decode("utf-8", "backslashreplace") + _MARK)
+        return text(name, value.decode("utf-8", "backslashreplace"))
+
+    def party(name: str, *pairs: tuple[str, str]) -> str:
+        return f'"{name}":{{{",".join(text(key, value) for key, value in pairs if value)}}}'
+
+    out = [
+        f'"start_time":"{_rfc3339(began)}"',
+        text("node", node),
+        f'"reporter":"{parties.reporter}"',
+        text("workload", entry.workload),
+        f'"protocol":"{"TCP" if request is None else "HTTP/1.1"}"',
+    ]
+    if request is not None:
+        if request.method:
+            out.append(field("method", request.method))
+            out.append(field("path", request.target, MAX_TARGET))
+        if request.authority:
+            out.append(field("authority", request.authority))
+        if request.status:
+            out.append(f'"response_code":{request.status}')
+    out.append(f'"response_flags":"{info.flag}"')
+    if request is not None or entry.reason is not Reason.OK:
+        details = info.details
+        if request is not None and request.responded:
+            details = details.replace("_before_", "_after_")
+        out.append(f'"response_code_details":"{details}"')
+    out.append(f'"reason":"{entry.reason.name}"')
+    if entry.detail:
+        out.append(field("detail", entry.detail.encode("utf-8", "surrogateescape"), MAX_DETAIL))
+    out.append(f'"bytes_received":{entry.moved[0]},"bytes_sent":{entry.moved[1]}')
+    out.append(f'"duration_ms":{entry.duration_s * 1e3:.3f}')
+    if request is not None:
+        if request.connect_s >= 0:
+            out.append(f'"upstream_connect_ms":{request.connect_s * 1e3:.3f}')
+        if request.head_s >= 0:
+            out.append(f'"response_head_ms":{request.head_s * 1e3:.3f}')
+        if request.attempts:
+            out.append(f'"upstream_request_attempt_count":{request.attempts}')
+            out.append(f'"upstream_connection_reused":{"true" if request.reused else "false"}')
+    out.append(f'"tls":"{entry.security}"')
+    out.append(
+        party(
+            "source",
+            ("workload", parties.source_workload),
+            ("principal", parties.source_principal),
+            ("address", entry.client),
+        )
+    )
+    out.append(
+        party(
+            "destination",
+            ("workload", parties.destination_workload),
+            ("principal", entry.principal),
+            ("service", parties.destination_service),
+            ("address", entry.endpoint),
+        )
+    )
+    if entry.original:
+        out.append(text("original_destination", entry.original))
+    if entry.rule:
+        out.append(text("route_name", entry.rule))
+    if entry.decided_by:
+        out.append(text("decided_by", entry.decided_by))
+    if request is not None:
+        if request.request_id:
+            out.append(field("request_id", request.request_id))
+        if request.user_agent:
+            out.append(field("user_agent", request.user_agent))
+        if request.forwarded_for:
+            out.append(field("x_forwarded_for", request.forwarded_for))
+    if cut:
+        out.append(f'"cut":[{",".join(map(quoted, dict.fromkeys(cut)))}]')
+    return f"{{{','.join(out)}}}\n".encode("ascii")
+
+
+def _rfc3339(at: float) -> str:
+    """In UTC, with milliseconds."""
+    whole, milliseconds = divmod(round(at * 1000), 1000)
+    return f"{_second(whole)}.{milliseconds:03d}Z"
+
+
+@functools.lru_cache(8)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
