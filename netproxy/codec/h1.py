@@ -5,6 +5,9 @@ Only the reference engine exists. Whoever drives an engine does it the same way:
     server   events = receive(data); ... send the response up to End ...; events = resume(); and so on,
              until `must_close` after an End: close. `is_full`: stop reading until the response is finished.
     client   send the request up to End, receive the response up to End; `reusable`: back to the pool, else close.
+
+In a tunnel (see `events`) End is half a close, which the driver passes to the transport: engines write nothing for it.
+A server's driver calls `resume` when it has sent the head that begins one.
 """
 
 from __future__ import annotations
@@ -39,12 +42,13 @@ class H1Server(Engine, Protocol):
         """The client pipelined all that it may: stop reading until the present response is finished."""
 
     def resume(self) -> Sequence[Event]:
-        """Events of what was pipelined. To be called after the End of each response; raises like `receive`."""
+        """Events of what was held back. To be called after the End of each response, and after the head that begins a
+        tunnel; raises like `receive`."""
 
 
-def server_engine(limits: H1Limits | None = None) -> H1Server:
-    return H1ReferenceServer(limits)
+def server_engine(limits: H1Limits | None = None, *, keep_spelling: bool = False) -> H1Server:
+    return H1ReferenceServer(limits, keep_spelling=keep_spelling)
 
 
-def client_engine(limits: H1Limits | None = None) -> H1Client:
-    return H1ReferenceClient(limits)
+def client_engine(limits: H1Limits | None = None, *, keep_spelling: bool = False) -> H1Client:
+    return H1ReferenceClient(limits, keep_spelling=keep_spelling)

@@ -9,15 +9,19 @@ Rules of both engines:
 - Events of one `receive` call that raises are lost: the message is broken, whatever came before. What is pipelined
   behind a whole message is not read before that message is answered, so its errors do not reach back.
 - Nothing is ever sent that was not asked for: no 100, no error page, no close.
-- Heads are written anew, fields in order of `headers` except that h11 puts Host first.
-- Never a tunnel: 101 and CONNECT are refused where they would start one.
+- Heads are written anew, fields in order of `headers`. h11 would put Host first and move what it sets to the end, so it
+  only checks: both must agree on the fields, or it is an AssertionError.
+- Engines with `keep_spelling` tell how names of fields were written, in heads only. All of them write as they are told.
+- A tunnel begins when the ResponseHead that grants it was sent or received; h11 is out of it from then on. What came
+  before that is handed out by the same `receive`, in a server by `resume`. What is behind a request that may be granted
+  one is kept meanwhile; after a CONNECT that is refused it is no request.
 - `must_close`: close the connection when the present exchange is over. It never goes back to False.
 """
 
 from __future__ import annotations
 
 import http
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import h11
 
@@ -30,6 +34,7 @@ from netproxy.codec.events import (
     Informational,
     RequestHead,
     ResponseHead,
+    Spelling,
     Trailers,
 )
 from netproxy.codec.strict import (
@@ -41,6 +46,7 @@ from netproxy.codec.strict import (
     Rule,
     State,
     Strict,
+    asks_to_upgrade,
     check_authority,
     check_content_length,
     check_field,
@@ -49,15 +55,16 @@ from netproxy.codec.strict import (
 )
 from netproxy.errors import LocalProtocolError, RemoteProtocolError
 
+_H11Head: TypeAlias = h11.Request | h11.Response | h11.InformationalResponse
 REASON_PHRASES = {int(status): status.phrase.encode("ascii") for status in http.HTTPStatus}
 
 
 class H1ReferenceServer:
     """Our side of a downstream connection: requests in, responses out."""
 
-    def __init__(self, limits: H1Limits | None = None) -> None:
+    def __init__(self, limits: H1Limits | None = None, *, keep_spelling: bool = False) -> None:
         self._limits = limits or H1Limits()
-        self._wire = _Wire(h11.SERVER, self._limits)
+        self._wire = _Wire(h11.SERVER, self._limits, keep_spelling)
         self._draining = False
         self._body = _Outgoing()
 
@@ -86,7 +93,10 @@ class H1ReferenceServer:
         return self._wire.receive(data)
 
     def resume(self) -> list[Event]:
-        """What was pipelined behind a request whose response is now finished; [] if there is nothing."""
+        """What was pipelined behind a request whose response is now finished, or has come for the tunnel that it began.
+
+        [] if there is nothing.
+        """
         return self._wire.read()
 
     def send(self, stream_id: int, event: Event) -> list[bytes]:
@@ -102,10 +112,7 @@ class H1ReferenceServer:
             if isinstance(event, Informational):
                 return self._send_informational(event)
             if isinstance(event, Data | Trailers | End):
-                out = self._body.send(self._wire, event)
-                if isinstance(event, End):
-                    self._wire.next_cycle()
-                return out
+                return self._wire.send_content(self._body, event)
             raise LocalProtocolError(f"a server does not send {type(event).__name__}")
         except (LocalProtocolError, h11.LocalProtocolError) as exc:
             self._wire.die_of(exc)
@@ -114,11 +121,13 @@ class H1ReferenceServer:
         wire = self._wire
         status = event.status
         method = wire.request.method if wire.request else b""
-        # Without a request it is a broken or late head that is answered: nobody knows what the client understands.
-        not_1_1 = wire.request is None or wire.request.version == b"1.0"
-        if method == b"CONNECT" and 200 <= status < 300:
-            raise LocalProtocolError("2xx to CONNECT would start a tunnel")
         headers, framing = _checked(event.headers)
+        if status == 101 or (method == b"CONNECT" and 200 <= status < 300):
+            return self._send_tunnel_head(event, headers)
+        # Without a request it is a broken or late head that is answered: what the client understands was said before,
+        # if ever.
+        version = wire.request.version if wire.request else wire.h11.their_http_version
+        not_1_1 = version != b"1.1"
         if self._draining or wire.request is None:
             wire.must_close = True
         if wire.request is None:
@@ -137,20 +146,38 @@ class H1ReferenceServer:
         chunked = framing == b"transfer-encoding" and not bodiless
         self._body = _Outgoing(bodiless=bodiless, chunked=chunked)
         response = h11.Response(status_code=status, headers=headers, reason=REASON_PHRASES.get(status, b""))
-        return wire.write(response)
+        return wire.write_head(response, headers, event.spelling)
+
+    def _send_tunnel_head(self, event: ResponseHead, headers: Headers) -> list[bytes]:
+        wire = self._wire
+        request = wire.request
+        if request is None or not request.tunnel or wire.h11.their_state is not h11.MIGHT_SWITCH_PROTOCOL:
+            raise LocalProtocolError("a tunnel that nobody asked for, or whose request is not complete")
+        if event.status == 101 and (request.version == b"1.0" or not asks_to_upgrade(headers)):
+            raise LocalProtocolError(Rule.SWITCH.detail)
+        # RFC 9110 8.6, 9.3.6, RFC 9112 6.1: neither field in a 1xx or in a 2xx to CONNECT.
+        headers = _without(headers, b"content-length", b"transfer-encoding")
+        kind = h11.InformationalResponse if event.status == 101 else h11.Response
+        head = kind(status_code=event.status, headers=headers, reason=REASON_PHRASES.get(event.status, b""))
+        out = wire.write_head(head, headers, event.spelling)
+        wire.strict.tunnel()
+        wire.begin_tunnel()
+        return out
 
     def _send_informational(self, event: Informational) -> list[bytes]:
         if event.status == 101:
-            raise LocalProtocolError("101 would switch protocols")
+            raise LocalProtocolError("101 is a ResponseHead")
         headers, framing = _checked(event.headers)
         if framing:
             headers = _without(headers, b"content-length", b"transfer-encoding")
+        if self._wire.tunnel:
+            raise LocalProtocolError("Informational in a tunnel")
         message = h11.InformationalResponse(
             status_code=event.status, headers=headers, reason=REASON_PHRASES.get(event.status, b"")
         )
         if self._wire.request is not None and self._wire.request.version == b"1.0":
             return []  # RFC 9110 15.2: never to an HTTP/1.0 client
-        return self._wire.write(message)
+        return self._wire.write_head(message, headers, None)
 
     def credit(self, stream_id: int, n: int) -> list[bytes]:
         return []
@@ -172,8 +199,8 @@ class H1ReferenceClient:
     it is never given framing by the engine: most requests without either have no content.
     """
 
-    def __init__(self, limits: H1Limits | None = None) -> None:
-        self._wire = _Wire(h11.CLIENT, limits or H1Limits())
+    def __init__(self, limits: H1Limits | None = None, *, keep_spelling: bool = False) -> None:
+        self._wire = _Wire(h11.CLIENT, limits or H1Limits(), keep_spelling)
         self._draining = False
         self._body = _Outgoing()
 
@@ -201,10 +228,7 @@ class H1ReferenceClient:
             if not self._wire.may_send:
                 raise LocalProtocolError("the connection is broken")
             if isinstance(event, Data | Trailers | End):
-                out = self._body.send(self._wire, event)
-                if isinstance(event, End):
-                    self._wire.next_cycle()
-                return out
+                return self._wire.send_content(self._body, event)
             raise LocalProtocolError(f"a client does not send {type(event).__name__}")
         except (LocalProtocolError, h11.LocalProtocolError) as exc:
             self._wire.die_of(exc)
@@ -213,20 +237,21 @@ class H1ReferenceClient:
         wire = self._wire
         if not wire.is_idle:
             raise LocalProtocolError("the connection is not ready for another request")
-        if event.method == b"CONNECT":
-            raise LocalProtocolError("CONNECT would start a tunnel")
         if (rule := check_target(event.method, event.target)) is not None:
             raise LocalProtocolError(rule.detail)
         headers, framing = _checked(event.headers)
         hosts = [value for name, value in headers if name.lower() == b"host"]
         if len(hosts) != 1 or not check_authority(hosts[0]):
             raise LocalProtocolError(Rule.HOST.detail)
+        if event.method == b"CONNECT" and framing:
+            raise LocalProtocolError(Rule.CONNECT_TARGET.detail)
         if self._draining:
             wire.must_close = True
         headers = wire.settle_connection(headers)
         self._body = _Outgoing(chunked=framing == b"transfer-encoding")
-        out = wire.write(h11.Request(method=event.method, target=event.target, headers=headers))
-        wire.strict.expect(event.method)
+        request = h11.Request(method=event.method, target=event.target, headers=headers)
+        out = wire.write_head(request, headers, event.spelling)
+        wire.strict.expect(event.method, upgrade=asks_to_upgrade([(name.lower(), value) for name, value in headers]))
         return out
 
     def credit(self, stream_id: int, n: int) -> list[bytes]:
@@ -245,14 +270,16 @@ class H1ReferenceClient:
 class _Wire:
     """h11 and `strict` in step, and what is left of the connection."""
 
-    def __init__(self, role: type[h11.CLIENT] | type[h11.SERVER], limits: H1Limits) -> None:
+    def __init__(self, role: type[h11.CLIENT] | type[h11.SERVER], limits: H1Limits, keep_spelling: bool) -> None:
         self._role = role
-        self.strict = Strict(limits, responses=role is h11.CLIENT)
+        self.strict = Strict(limits, responses=role is h11.CLIENT, keep_spelling=keep_spelling)
         # Strict decides: h11 only ever sees whole vetted pieces, so its own limit must never be reached first.
         whole = max(limits.max_head_bytes, limits.max_trailer_bytes)
         self.h11 = h11.Connection(role, max_incomplete_event_size=2 * whole + 64 * KIB)
         self.must_close = False
         self.request: Head | None = None  # the one being answered; servers only
+        self.tunnel = False
+        self._tunnel_ended = [False, False]  # theirs, ours
         self._error: RemoteProtocolError | None = None
         self._eof = False
         self._closed = False  # ConnectionClosed is out, or the engine was reset
@@ -300,6 +327,8 @@ class _Wire:
             self._eof = True
         elif self._eof:
             self._fail(RemoteProtocolError("octets after the end of the stream"))
+        elif self.tunnel:
+            return [Data(1, data)]
         elif self._role is h11.CLIENT and self.strict.state in (State.WAIT, State.DISCARD) and self._error is None:
             self._fail(RemoteProtocolError(Rule.UNSOLICITED.detail, 502))
         else:
@@ -312,10 +341,14 @@ class _Wire:
             return events
         if self._error is not None:
             raise RemoteProtocolError(self._error.detail, self._error.status)
+        if self.tunnel:
+            return self._read_tunnel()
         try:
             while (piece := self.strict.next()) is not None:
                 self.h11.receive_data(piece.raw)
                 self._read_piece(piece, events)
+            if self.tunnel:
+                return events + self._read_tunnel()
             if self._eof and not self._closed and not (self.strict.state is State.WAIT and self.strict.buffered):
                 self._closed = self.must_close = True
                 if self.strict.eof():
@@ -357,6 +390,11 @@ class _Wire:
                 events.append(_head_event(event, piece.head))
                 if isinstance(event, h11.Request):
                     self.request = piece.head
+                elif piece.head is not None and piece.head.tunnel:
+                    if self.h11.our_state is not h11.SWITCHED_PROTOCOL:
+                        # In the middle of our request: what we still have to send is no tunnel's.
+                        raise RemoteProtocolError(Rule.SWITCH.detail, 502)
+                    self.begin_tunnel()
                 if piece.head is not None and piece.head.close and not isinstance(event, h11.InformationalResponse):
                     self.must_close = True
             else:
@@ -374,10 +412,32 @@ class _Wire:
                 self.must_close = True
             if self.must_close:
                 self.strict.discard()
-        elif self.must_close:
+        elif self.must_close and not (self.request and self.request.tunnel):
             # RFC 9112 9.6: nothing is a request after a message that said it is the last one.
             self.strict.discard()
         self.next_cycle()
+
+    # Tunnels.
+
+    def begin_tunnel(self) -> None:
+        self.tunnel = self.must_close = True
+
+    def _read_tunnel(self) -> list[Event]:
+        events: list[Event] = []
+        if data := self.strict.take_tunnelled():
+            events.append(Data(1, data))
+        if self._eof and not self._tunnel_ended[0]:
+            self._closed = self._tunnel_ended[0] = True
+            events.append(End(1))
+        return events
+
+    def _send_tunnelled(self, event: Data | Trailers | End) -> list[bytes]:
+        if isinstance(event, Trailers) or self._tunnel_ended[1]:
+            raise LocalProtocolError(f"{type(event).__name__} in a tunnel, or after its end")
+        if isinstance(event, End):
+            self._tunnel_ended[1] = True
+            return []
+        return [event.data] if event.data else []
 
     # Out.
 
@@ -390,6 +450,27 @@ class _Wire:
             kept = [option for option in options if option not in (b"close", b"keep-alive")]
             headers = [*_without(headers, b"connection"), (b"connection", b", ".join([*kept, b"close"]))]
         return headers
+
+    def send_content(self, body: _Outgoing, event: Data | Trailers | End) -> list[bytes]:
+        if self.tunnel:
+            return self._send_tunnelled(event)
+        out = body.send(self, event)
+        if isinstance(event, End):
+            self.next_cycle()
+        return out
+
+    def write_head(self, head: _H11Head, headers: Headers, spelling: Spelling | None) -> list[bytes]:
+        theirs = b"".join(self.h11.send_with_data_passthrough(head) or ())
+        if isinstance(head, h11.Request):
+            start = b"%b %b HTTP/1.1" % (head.method, head.target)
+        else:
+            start = b"HTTP/1.1 %d %b" % (head.status_code, head.reason)
+        lines = [b"%b: %b" % field for field in headers]
+        if _but_connection(theirs) != _but_connection(b"\r\n".join([start, *lines, b"", b""])):
+            raise AssertionError(f"h11 and we disagree about a head to send: {theirs!r}, {start!r} {headers!r}")
+        if spelling:
+            lines = [b"%b: %b" % (spelling.get(name, name), value) for name, value in headers]
+        return [b"\r\n".join([start, *lines, b"", b""])]
 
     def write(self, event: h11.Event) -> list[bytes]:
         buffers = self.h11.send_with_data_passthrough(event)
@@ -446,9 +527,9 @@ def _head_event(event: h11.Request | h11.Response | h11.InformationalResponse, h
     if head is None or not agree or headers != head.headers or event.http_version != head.version:
         raise AssertionError(f"h11 and strict disagree about a head: {event!r}, {head!r}")
     if isinstance(event, h11.Request):
-        return RequestHead(1, head.method, head.target, headers, head.version)
-    if isinstance(event, h11.Response):
-        return ResponseHead(1, head.status, headers, head.version)
+        return RequestHead(1, head.method, head.target, headers, head.version, head.spelling)
+    if isinstance(event, h11.Response) or head.tunnel:
+        return ResponseHead(1, head.status, headers, head.version, head.spelling)
     return Informational(1, head.status, headers)
 
 
@@ -468,6 +549,13 @@ def _checked(headers: Headers) -> tuple[Headers, bytes]:
                 raise LocalProtocolError(Rule.TE_CODING.detail)
             framing = lower
     return list(headers), framing
+
+
+def _but_connection(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Start line, and fields in an order of their own. h11 writes one Connection field for each option: left out."""
+    start, *lines = head.split(b"\r\n")
+    fields = [(name.lower(), value) for name, _, value in (line.partition(b":") for line in lines)]
+    return start, sorted(field for field in fields if field[0] != b"connection")
 
 
 def _without(headers: Headers, *names: bytes) -> Headers:

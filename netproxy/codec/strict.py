@@ -8,13 +8,15 @@ chunk line or one trailer line, plus what the caller pushes while a message wait
 
     state        reads                                        goes to
     WAIT         nothing: between messages, bytes are kept    HEAD       by `next_message` or `expect`
-    HEAD         start line and fields up to an empty line    WAIT | LENGTH | CHUNK_LINE | UNTIL_CLOSE; HEAD after a 1xx
+    HEAD         start line and fields up to an empty line    WAIT | LENGTH | CHUNK_LINE | UNTIL_CLOSE; HEAD after 1xx;
+                                                              TUNNEL after a 101 that was asked for, 2xx to CONNECT
     LENGTH       Content-Length octets                        WAIT
     UNTIL_CLOSE  all octets                                   WAIT       by `eof`
     CHUNK_LINE   chunk-size and extensions                    CHUNK_DATA | TRAILER after size 0
     CHUNK_DATA   chunk-size octets                            CHUNK_END
     CHUNK_END    CRLF                                         CHUNK_LINE
     TRAILER      fields up to an empty line                   WAIT
+    TUNNEL       nothing: what follows is no HTTP             -
     DISCARD      all octets, thrown away                      -
 
 `Rule` is the table of everything that is refused, with the clause. Stricter than the RFC asks, on purpose:
@@ -29,7 +31,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from netproxy.codec.events import Headers
+from netproxy.codec.events import Headers, Spelling
 from netproxy.errors import RemoteProtocolError
 
 KIB = 1024
@@ -75,7 +77,7 @@ class Rule(enum.Enum):
     TE_CODING = (501, "RFC 9112 6.1", "transfer coding other than chunked")
     TE_STATUS = (400, "RFC 9112 6.1", "Transfer-Encoding in a 1xx or 204 answer")
     CONNECTION = (400, "RFC 9110 7.6.1", "Connection is not a list of tokens, or names Host or Content-Length")
-    SWITCH = (400, "RFC 9110 15.2.2", "101 without an Upgrade of ours")
+    SWITCH = (400, "RFC 9110 15.2.2", "101 that was not asked for, or names no protocol")
     UNSOLICITED = (400, "RFC 9112 9.2", "octets that answer no request")
     CHUNK_LINE = (400, "RFC 9112 7.1", "malformed chunk size or extension")
     CHUNK_LINE_SIZE = (400, "RFC 9112 7.1.1", "chunk line larger than the limit")
@@ -103,6 +105,7 @@ class State(enum.Enum):
     CHUNK_DATA = enum.auto()
     CHUNK_END = enum.auto()
     TRAILER = enum.auto()
+    TUNNEL = enum.auto()
     DISCARD = enum.auto()
 
 
@@ -112,7 +115,10 @@ UNTIL_CLOSE = -2
 
 
 class Head(NamedTuple):
-    """A checked head. `length`: octets of body, CHUNKED or UNTIL_CLOSE. `close`: the sender ends with this message."""
+    """A checked head. `length`: octets of body, CHUNKED or UNTIL_CLOSE. `close`: the sender ends with this message.
+
+    `tunnel`: of a request, that its answer may begin a tunnel; of a response, that it does.
+    """
 
     version: bytes
     headers: Headers
@@ -121,6 +127,8 @@ class Head(NamedTuple):
     method: bytes = b""
     target: bytes = b""
     status: int = 0
+    tunnel: bool = False
+    spelling: Spelling | None = None
 
 
 class Piece(NamedTuple):
@@ -215,15 +223,22 @@ def connection_options(headers: Headers) -> list[bytes]:
     return options
 
 
+def asks_to_upgrade(headers: Headers) -> bool:
+    """An Upgrade field counts only when Connection names it (RFC 9110 7.8)."""
+    return any(name == b"upgrade" for name, _ in headers) and b"upgrade" in connection_options(headers)
+
+
 class Strict:
     """One direction of one connection: requests, or the responses to the methods given to `expect`."""
 
-    def __init__(self, limits: H1Limits, *, responses: bool = False) -> None:
+    def __init__(self, limits: H1Limits, *, responses: bool = False, keep_spelling: bool = False) -> None:
         self._limits = limits
         self._responses = responses
+        self._keep_spelling = keep_spelling
         self._buf = bytearray()
         self._state = State.WAIT
         self._method = b""
+        self._upgrade = False
         self._left = 0
         self._overhead = 0
         self._cr_seen = False
@@ -253,7 +268,7 @@ class Strict:
         """The next vetted piece, None when more octets are needed or the message waits. Raises RemoteProtocolError."""
         if self._state is State.HEAD:
             return self._read_head()
-        if self._state is State.WAIT or self._state is State.DISCARD:
+        if self._state in (State.WAIT, State.TUNNEL, State.DISCARD):
             return None
         return self._read_body()
 
@@ -263,10 +278,23 @@ class Strict:
         self._start_head()
         self._state = State.HEAD
 
-    def expect(self, method: bytes) -> None:
-        """A request with this method goes out: read its response."""
+    def expect(self, method: bytes, *, upgrade: bool = False) -> None:
+        """A request with this method goes out: read its response. `upgrade`: it may be 101."""
         self._method = method
+        self._upgrade = upgrade
         self.next_message()
+
+    def tunnel(self) -> None:
+        """The request that waits was granted its tunnel: what comes behind it is no HTTP."""
+        assert self._state is State.WAIT, self
+        self._state = State.TUNNEL
+
+    def take_tunnelled(self) -> bytes:
+        """Octets of the tunnel that came together with the head before it."""
+        assert self._state is State.TUNNEL, self
+        data = bytes(self._buf)
+        self._buf.clear()
+        return data
 
     def discard(self) -> None:
         """Nothing more is to be read from this peer (RFC 9112 9.6)."""
@@ -294,6 +322,7 @@ class Strict:
         self._leading_lines = 0
         self._start_line: tuple[bytes, bytes, bytes] | None = None
         self._fields: Headers = []
+        self._spelling: dict[bytes, bytes] | None = {} if self._keep_spelling else None
 
     def _read_head(self) -> Piece | None:
         buf = self._buf
@@ -358,7 +387,10 @@ class Strict:
     def _read_field(self, line: bytes) -> tuple[bytes, bytes]:
         match = _field(line)
         if match is not None:
-            return match[1].lower(), match[2].strip(b" \t")
+            name = match[1].lower()
+            if self._spelling is not None:
+                self._spelling.setdefault(name, match[1])
+            return name, match[2].strip(b" \t")
         name, colon, _ = line.partition(b":")
         if line[:1] in (b" ", b"\t"):
             raise self._refusal(Rule.OBS_FOLD)
@@ -380,12 +412,14 @@ class Strict:
             head = self._finish_response(Head(version, headers, 0, close, status=int(second)), length, chunked)
         else:
             self._check_host(headers, version)
+            tunnel = version == b"1.1" and asks_to_upgrade(headers)
             if second == b"CONNECT":
                 if chunked or length:
                     raise self._refusal(Rule.CONNECT_TARGET)
                 # Octets after a refused CONNECT may be meant for the tunnel: they are no requests.
-                close = True
-            head = Head(version, headers, CHUNKED if chunked else length or 0, close, second, target)
+                close = tunnel = True
+            head = Head(version, headers, CHUNKED if chunked else length or 0, close, second, target, tunnel=tunnel)
+        head = head._replace(spelling=self._spelling)
         raw = bytes(self._buf[: self._line_start])
         del self._buf[: self._line_start]
         self._start_head()
@@ -393,7 +427,9 @@ class Strict:
         return Piece(raw, head, self._state is State.WAIT)
 
     def _start_body(self, head: Head) -> None:
-        if self._responses and head.status < 200:
+        if self._responses and head.tunnel:
+            self._state = State.TUNNEL
+        elif self._responses and head.status < 200:
             self._state = State.HEAD
         elif head.length == CHUNKED:
             self._state = State.CHUNK_LINE
@@ -408,19 +444,19 @@ class Strict:
 
     def _finish_response(self, head: Head, length: int | None, chunked: bool) -> Head:
         status = head.status
-        if status == 101:
+        if status == 101 and not (self._upgrade and head.version == b"1.1" and asks_to_upgrade(head.headers)):
             raise self._refusal(Rule.SWITCH)
         if chunked and (status < 200 or status == 204):
             raise self._refusal(Rule.TE_STATUS)
         # RFC 9112 6.3, in its order.
-        tunnel = self._method == b"CONNECT" and status < 300
+        tunnel = status == 101 or (self._method == b"CONNECT" and 200 <= status < 300)
         if self._method == b"HEAD" or status < 200 or status in (204, 304) or tunnel:
             octets = 0
         elif chunked:
             octets = CHUNKED
         else:
             octets = UNTIL_CLOSE if length is None else length
-        return head._replace(length=octets, close=head.close or octets == UNTIL_CLOSE)
+        return head._replace(length=octets, close=head.close or octets == UNTIL_CLOSE, tunnel=tunnel)
 
     def _content_length(self, headers: Headers) -> int | None:
         values = [value for name, value in headers if name == b"content-length"]

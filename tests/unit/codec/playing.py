@@ -56,9 +56,14 @@ def play_server(parts: Sequence[bytes], *, eof: bool = True, limits: H1Limits | 
 
 
 def play_client(method: bytes, parts: Sequence[bytes], *, eof: bool = True, limits: H1Limits | None = None) -> Outcome:
-    """The response to one request without content; the end of stream comes only if it is not whole by then."""
+    """The response to one request without content; the end of stream comes only if it is not whole by then.
+
+    Method UPGRADE: a GET that would have a protocol x.
+    """
     engine = H1ReferenceClient(limits)
-    engine.send(1, RequestHead(1, method, b"/", [(b"host", b"a")]))
+    upgrade = [(b"connection", b"upgrade"), (b"upgrade", b"x")] if method == b"UPGRADE" else []
+    target = b"a:1" if method == b"CONNECT" else b"/"
+    engine.send(1, RequestHead(1, b"GET" if upgrade else method, target, [(b"host", b"a"), *upgrade]))
     engine.send(1, End(1))
     seen: list[Event] = []
     try:
