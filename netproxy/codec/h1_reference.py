@@ -151,7 +151,7 @@ class H1ReferenceServer:
     def _send_tunnel_head(self, event: ResponseHead, headers: Headers) -> list[bytes]:
         wire = self._wire
         request = wire.request
-        if request is None or not request.tunnel or wire.h11.their_state is not h11.MIGHT_SWITCH_PROTOCOL:
+        if request is None or not request.tunnel or wire.strict.state is not State.WAIT:
             raise LocalProtocolError("a tunnel that nobody asked for, or whose request is not complete")
         if event.status == 101 and (request.version == b"1.0" or not asks_to_upgrade(headers)):
             raise LocalProtocolError(Rule.SWITCH.detail)
