@@ -1,10 +1,15 @@
 """The node's HTTP doors: admin (loopback and a unix socket), metrics and health. Served by the brain.
 
-================  ==========================================================
-``/healthz``      200 ``ok`` or 503 with the reason
-``/metrics``      Prometheus text
-``/status``       JSON, what ``netproxy status`` shows (admin only)
-================  ==========================================================
+=================  ==========================================================
+``/healthz``       200 ``ok`` or 503 with the reason
+``/metrics``       Prometheus text
+``/status``        JSON, what ``netproxy status`` shows (admin only)
+``/config_dump``   JSON, the effective configuration without private keys; ``?kind=`` and ``?name=`` (admin only)
+``/log_level``     JSON; PUT with a level as the body changes it, on the unix socket only (admin only)
+=================  ==========================================================
+
+What changes something is asked for on the unix socket only, which is root's: on loopback everybody on this host may
+ask, and so may a browser or a proxy that somebody else directs there.
 
 The unix socket always works. A port that is taken is logged, and tried again until it is free.
 """
@@ -15,15 +20,17 @@ import asyncio
 import contextlib
 import itertools
 import os
-import sys
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from .arena import ArenaReader
+from .errors import ConfigError
+from .log import LEVELS, WARNING, log
 from .observe.metrics import Condition, registry, render
 from .settings import NodeSettings
 
+_MAX_LEVEL = 64
 _SILENT = 20
 """So many attempts may fail before it is said: a predecessor may still be closing the port."""
 
@@ -38,6 +45,12 @@ class Source(Protocol):
     def healthy(self) -> tuple[bool, str]: ...
 
     def status(self) -> dict[str, Any]: ...
+
+    async def config_dump(self, kind: str, name: str) -> dict[str, Any]: ...
+
+    def log_level(self) -> str: ...
+
+    async def set_log_level(self, name: str) -> None: ...
 
 
 class Admin:
@@ -55,14 +68,16 @@ class Admin:
         settings = self._settings
         public = web.Application()
         public.add_routes([web.get("/healthz", self._healthz), web.get("/metrics", self._metrics)])
-        private = web.Application()
-        private.add_routes(
-            [
-                web.get("/healthz", self._healthz),
-                web.get("/metrics", self._metrics),
-                web.get("/status", self._status),
-            ]
-        )
+        reading = [
+            web.get("/healthz", self._healthz),
+            web.get("/metrics", self._metrics),
+            web.get("/status", self._status),
+            web.get("/config_dump", self._config_dump),
+            web.get("/log_level", self._log_level),
+        ]
+        private, loopback = web.Application(), web.Application()
+        private.add_routes([*reading, web.put("/log_level", self._set_log_level)])
+        loopback.add_routes(reading)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(settings.admin_socket)
         runner = await self._runner(private)
@@ -70,7 +85,7 @@ class Admin:
         os.chmod(settings.admin_socket, 0o600)
         self._inode = os.stat(settings.admin_socket).st_ino
         if settings.admin_port:
-            self._begin(runner, "127.0.0.1", settings.admin_port)
+            self._begin(await self._runner(loopback), "127.0.0.1", settings.admin_port)
         if settings.metrics_port:
             self._begin(await self._runner(public), settings.metrics_address, settings.metrics_port)
 
@@ -92,10 +107,10 @@ class Admin:
             except OSError as exc:
                 await site.stop()
                 if attempt == _SILENT:
-                    print(f"netproxy brain: admin on {host}:{port}: {exc}; tried again", file=sys.stderr, flush=True)
+                    log(f"admin on {host}:{port}: {exc}; tried again", WARNING)
             await asyncio.sleep(self._retry_s * (1 if attempt < _SILENT else 10))
         if attempt > _SILENT:
-            print(f"netproxy brain: admin listens on {host}:{port}", file=sys.stderr, flush=True)
+            log(f"admin listens on {host}:{port}")
 
     async def stop(self) -> None:
         for task in self._listening:
@@ -119,3 +134,20 @@ class Admin:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._source.status())
+
+    async def _config_dump(self, request: web.Request) -> web.Response:
+        try:
+            found = await self._source.config_dump(request.query.get("kind", ""), request.query.get("name", ""))
+        except ConfigError as exc:
+            return web.json_response({"error": str(exc)}, status=404)
+        return web.json_response(found)
+
+    async def _log_level(self, _request: web.Request) -> web.Response:
+        return web.json_response({"level": self._source.log_level()})
+
+    async def _set_log_level(self, request: web.Request) -> web.Response:
+        level = (await request.content.read(_MAX_LEVEL)).decode("latin-1").strip()
+        if level not in LEVELS:
+            return web.json_response({"error": f"{level!r} is none of {', '.join(LEVELS)}"}, status=400)
+        await self._source.set_log_level(level)
+        return web.json_response({"level": self._source.log_level()})

@@ -17,23 +17,25 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from . import __version__
 from .addr import SpiffeId
 from .admin import Admin
 from .arena import ArenaReader
 from .certificates import Certificates
 from .channel import Channel, ChannelBroken, Message
-from .child import Joined, join, log
+from .child import Joined, join
 from .config import source
 from .config.load import Loader
 from .config.shard import ServiceShard, Shard, encode_shard
 from .config.snapshot import Context, Snapshot
+from .dump import config_dump, statuses
 from .errors import ConfigError
-from .observe.metrics import Condition
+from .log import WARNING, debug, debugging, level, log, log_exception, set_level
+from .observe.metrics import Condition, access_lines
 from .pods import RECONCILE_S, Pods
 from .settings import REGIONS_PER_WORKER
 from .state import StateFolder
@@ -101,7 +103,7 @@ class Brain:
             case "leave":
                 self._end(0)
             case other:
-                log(f"unknown message {other!r}")
+                log(f"unknown message {other!r}", WARNING)
 
     def send(self, op: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
         try:
@@ -133,8 +135,8 @@ class Brain:
         return task
 
     def _spawned(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            traceback.print_exception(task.exception())
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log_exception("a part of the brain failed", exc)
             self._end(1)
 
     def _end(self, code: int) -> None:
@@ -185,13 +187,13 @@ class Brain:
             snapshot = await self._loop.run_in_executor(self._reader, self._loader.load, context)
         except ConfigError as exc:
             if str(exc) != self.config_error:
-                log(f"configuration: {exc}; what was in force stays")
+                log(f"configuration: {exc}; what was in force stays", WARNING)
             self.config_error = str(exc)
             return
         self._fingerprint = seen
         self.config_error = ""
         for error in snapshot.rejected:
-            log(f"rejected: {error}")
+            log(f"rejected: {error}", WARNING)
         self.snapshot = snapshot
         self.applied_at = time.time()
         self.state.note("last-good", self._loader.memory_error)
@@ -218,7 +220,10 @@ class Brain:
         changed.sort(key=lambda key: (order[key.partition("/")[0]], key in self._versions, key))
         for key in changed:
             self.send("put", key=key, version=versions[key], body=encoded[key])
+            if debugging():
+                debug(f"published {key} in version {versions[key]}, before {self._versions.get(key, 'none')}")
         for key in set(self._versions) - set(versions):
+            debug(f"withdrew {key}")
             self.send("drop", key=key)
         self._versions = versions
 
@@ -275,6 +280,30 @@ class Brain:
             repairs={key: pod.repairs for key, pod in pods.items()},
         )
 
+    async def config_dump(self, kind: str, name: str) -> dict[str, Any]:
+        """Raises ConfigError when there is no such thing."""
+        held = (await self.ask("state"))["shards"]
+        snapshot = self.snapshot
+        shards: dict[str, Shard] = dict(snapshot.shards) if snapshot is not None else {}
+        shards |= {shard.key(): shard for shard in self.certificates.svids.values()}
+        about = {
+            "node": self.settings.node,
+            "netproxy": __version__,
+            "config": {"path": self.settings.config, "error": self.config_error, "applied_at": self.applied_at},
+        }
+        # Of a large mesh it takes its time, which is not the loop's.
+        versions = (dict(self._versions), held)
+        return about | await asyncio.to_thread(config_dump, snapshot, shards, versions, kind=kind, name=name)
+
+    def log_level(self) -> str:
+        return level()
+
+    async def set_log_level(self, name: str) -> None:
+        """Of all processes of this node, also of those that start later. Raises ValueError."""
+        set_level(name)
+        self.send("log_level", level=name)
+        self.children = await self.ask("state")
+
     def healthy(self) -> tuple[bool, str]:
         """For /healthz: is traffic served, for every workload whose namespace exists, as configured?"""
         workers = [c for c in self.children.get("children", []) if c["role"] == "worker" and c["state"] == "ready"]
@@ -329,6 +358,10 @@ class Brain:
                 }
                 for key, pod in sorted(self.workloads.pods.items())
             ],
+            "log_level": level(),
+            "access_log": {"target": self.settings.access_log, "error": ""}
+            | self.children.get("access_log", {})
+            | access_lines(self.arena),
             "identity_error": self.certificates.error,
             "state_error": self.state.error,
             "services": [_service(s) for s in snapshot.shards.values() if isinstance(s, ServiceShard)]
@@ -336,20 +369,7 @@ class Brain:
             else [],
             "last_good": list(snapshot.kept) if snapshot else [],
             "rejected": [str(error) for error in snapshot.rejected] if snapshot else [],
-            "objects": [
-                {
-                    "object": status.obj,
-                    "file": status.file,
-                    "line": status.line,
-                    "conditions": [
-                        {"type": c.type, "status": c.status, "reason": c.reason, "message": c.message}
-                        for c in status.conditions
-                    ],
-                }
-                for status in snapshot.statuses.values()
-            ]
-            if snapshot
-            else [],
+            "objects": statuses(snapshot) if snapshot else [],
         }
 
 
@@ -371,6 +391,7 @@ def _service(shard: ServiceShard) -> dict[str, Any]:
 
 
 async def _run(joined: Joined) -> int:
+    asyncio.get_running_loop().set_exception_handler(_on_exception)
     brain = Brain(joined)
     brain.start()
     brain.spawn(brain.run())
@@ -380,6 +401,14 @@ async def _run(joined: Joined) -> int:
         return await brain.ended
     finally:
         await admin.stop()
+
+
+def _on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    exc = context.get("exception")
+    if isinstance(exc, Exception):
+        log_exception(str(context.get("message")), exc)
+    else:
+        log(str(context.get("message")), WARNING)
 
 
 def main() -> int:

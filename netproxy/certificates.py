@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from .addr import SpiffeId
-from .child import log
 from .config.shard import SvidShard
 from .errors import IdentityError
 from .identity.ca import CertificateAuthority
 from .identity.svid import SvidStore, issue_svid, renew_at
+from .log import WARNING, log
 from .settings import NodeSettings
 from .state import AGAIN_S, StateFolder, in_short
 
@@ -88,7 +88,7 @@ class Certificates:
             self._errors.pop(identity, None)
         elif self._errors.get(identity) != str(failed):
             self._errors[identity] = str(failed)
-            log(f"identity: {failed}")
+            log(f"identity: {failed}", WARNING)
 
     async def _authority(self, trust_domain: str) -> CertificateAuthority | None:
         """None when it can't be opened; `error` says why."""
@@ -164,7 +164,7 @@ class Certificates:
             except IdentityError as exc:
                 if authority is None:
                     raise
-                log(f"identity: {exc}; a new certificate takes its place")
+                log(f"identity: {exc}; a new certificate takes its place", WARNING)
         if authority is None:
             return None
         svid = issue_svid(authority, identity, now=now)

@@ -16,6 +16,9 @@ unlisten        supervisor -> worker     workload: give its listeners (and conne
 synced          supervisor -> child      everything known so far was sent
 ready           child -> supervisor      it is in effect
 listening       worker -> supervisor     workload: accepting there
+access_log      supervisor -> worker     the descriptor that lines go to from now on
+log_level       brain -> supervisor      level: of all our own messages from now on
+                supervisor -> worker
 sockets         worker <-> supervisor    id, workload, family, kind (stream, dgram), n: unconnected, marked
                                          sockets please
 put/drop        brain -> supervisor      key, version; body: store a shard and pass it on

@@ -11,6 +11,7 @@ import socket
 import sys
 from typing import NamedTuple
 
+from . import log as own_log
 from .channel import VERSION, Channel, ChannelBroken, Message
 from .settings import NodeSettings
 
@@ -34,7 +35,9 @@ def join(role: str) -> Joined:
     """Introduce ourselves to the supervisor that started us (argv: descriptor, slot, its pid)."""
     fd, slot, parent = (int(argument) for argument in sys.argv[1:4])
     die_with_parent(parent)
+    # A terminal tells its whole foreground group; what they mean is the supervisor's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     channel = Channel(socket.socket(fileno=fd))
@@ -42,9 +45,9 @@ def join(role: str) -> Joined:
     message = _wait(channel)
     if message.op != "welcome" or message.fields["v"] != VERSION:
         raise ChannelBroken(f"expected a welcome in version {VERSION}, got {message.op}")
-    return Joined(
-        channel, slot, NodeSettings.from_json(message.fields["settings"]), message.fds[0], message.fields["region"]
-    )
+    settings = NodeSettings.from_json(message.fields["settings"])
+    own_log.begin(role, message.fields.get("log_level", settings.log_level))
+    return Joined(channel, slot, settings, message.fds[0], message.fields["region"])
 
 
 def _wait(channel: Channel) -> Message:
@@ -54,11 +57,6 @@ def _wait(channel: Channel) -> Message:
             return message
         if not select.select([channel], [], [], _WELCOME_TIMEOUT_S)[0]:
             raise ChannelBroken("no welcome from the supervisor")
-
-
-def log(text: str) -> None:
-    """A line in the brain's log."""
-    print(f"netproxy brain: {text}", file=sys.stderr, flush=True)
 
 
 def die_with_parent(parent: int) -> None:

@@ -29,10 +29,10 @@ from redirect import Ports, RedirectError, Steering, dialable, reachable, remove
 from redirect.netns import open_netns
 
 from .addr import SpiffeId
-from .child import log
 from .config.snapshot import LocalWorkload
 from .errors import IdentityError, NetproxyError
 from .journal import Journal
+from .log import log
 from .settings import NodeSettings
 
 RECONCILE_S = 0.2

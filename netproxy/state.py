@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from .addr import ServiceKey
-from .child import log
+from .log import WARNING, log
 
 AGAIN_S = 5.0
 """Between two tries of what failed."""
@@ -36,7 +36,7 @@ class StateFolder:
                 log("state: it can be written again")
         elif self._errors.get(what) != str(failed):
             self._errors[what] = str(failed)
-            log(f"state: {failed}; goes on without")
+            log(f"state: {failed}; goes on without", WARNING)
 
     def make(self) -> bool:
         """The folder is there."""

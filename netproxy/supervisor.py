@@ -14,7 +14,8 @@ Rules:
   replacement. After `WORKER_GRACE_S` without one they are closed; when no worker at all is left that
   long, steering with failure policy ``open`` is released.
 * SIGTERM, SIGINT: rules off, drain, exit. A second one: at once. SIGUSR2: this process executes itself
-  anew with all descriptors kept, then replaces brain and workers one by one (upgrade).
+  anew with all descriptors kept, then replaces brain and workers one by one (upgrade). SIGHUP: the file of the
+  access log is opened anew (after logrotate has moved it).
 * Children die with us (PR_SET_PDEATHSIG), and so does every ``open`` table: its owner socket is gone.
 """
 
@@ -36,8 +37,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import log as own_log
 from .channel import MAX_FDS, VERSION, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
 from .holder import Holder, release
+from .log import ERROR, INFO, WARNING
+from .log import log as _log
+from .logfile import STDOUT, open_target
 from .settings import ARENA_REGION_HEADER, REGIONS_PER_WORKER, NodeSettings, arena_region, arena_size
 
 WORKER_GRACE_S = 2.0
@@ -62,7 +67,7 @@ _PYTHON = [sys.executable, "-P"]
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
 """glibc's defaults give every large TLS buffer back at once: 63,000 page faults per 256 MiB, none with these, and
 326 against 519 MB per CPU second (2 cores, uvloop, both ends in one process)."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 _STOP_WAIT_S = 10.0
 """How long a stop waits for a brain that is just being restarted."""
 
@@ -130,6 +135,9 @@ class Supervisor:
         self._trying = False
         self.lock_fd = -1
         self.restarts: dict[str, int] = {"brain": 0, "worker": 0}
+        self.access_fd = -1
+        self.access_error = ""
+        """Why the file of the access log could not be opened anew; what was open stays in use."""
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -144,8 +152,11 @@ class Supervisor:
             signal.signal(number, lambda n, _frame: self._signals.append(n))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self.selector.register(self._wake_r, selectors.EVENT_READ, None)
+        own_log.begin("supervisor", self.settings.log_level)
         if not self._resume():
             self._lock()
+            if not self._open_access_log():
+                return 2
             self.arena_fd = os.memfd_create("netproxy-arena", os.MFD_CLOEXEC)
             os.ftruncate(self.arena_fd, arena_size(REGIONS_PER_WORKER * self.settings.workers))
         with open(self.settings.pid_file, "w") as file:
@@ -226,7 +237,7 @@ class Supervisor:
         if self.stop_deadline and now >= self.stop_deadline:
             self.stop_deadline = 0.0
             if self.stopping == "unsteer":
-                _log("the brain did not take the steering off in time, releasing it")
+                _log("the brain did not take the steering off in time, releasing it", WARNING)
                 self._after_unsteer(())
             else:
                 for child in list(self.children.values()):
@@ -257,7 +268,7 @@ class Supervisor:
         except OSError as exc:
             # No memory, process or descriptor to be had just now.
             ours.close()
-            _log(f"{role} {slot} can't be started: {exc}")
+            _log(f"{role} {slot} can't be started: {exc}", ERROR)
             self._failed(role, slot, 0.0)
             return
         region = self._free_region(slot) if role == "worker" else -1
@@ -309,7 +320,7 @@ class Supervisor:
             self._cut_off(child, f"a message that can't be handled: {exc!r}")
 
     def _cut_off(self, child: Child, why: str) -> None:
-        _log(f"{child.role} {child.slot}: {why}")
+        _log(f"{child.role} {child.slot}: {why}", ERROR)
         if child.channel.fileno() >= 0:
             self.selector.unregister(child.channel.fileno())
             child.channel.close()
@@ -330,7 +341,7 @@ class Supervisor:
             child.channel.send(op, fds, **fields)
             self._watch(child)
         except ChannelBroken as exc:
-            _log(f"{child.role} {child.slot}: {op}: {exc}")
+            _log(f"{child.role} {child.slot}: {op}: {exc}", ERROR)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
 
@@ -348,7 +359,9 @@ class Supervisor:
             # Its gauges count what is open, which is nothing any more; the counters stay.
             os.pwrite(self.arena_fd, bytes(ARENA_REGION_HEADER - 8), arena_region(child.region) + 8)
         code = os.waitstatus_to_exitcode(status)
-        _log(f"{child.role} {child.slot} ended, pid {child.pid}, {'signal' if code < 0 else 'exit code'} {abs(code)}")
+        how = f"{'signal' if code < 0 else 'exit code'} {abs(code)}"
+        expected = self.stopping or child.state == "leaving"
+        _log(f"{child.role} {child.slot} ended, pid {child.pid}, {how}", INFO if expected else WARNING)
         for key, item in self.attached.items():
             if item.request >= 0 and child.role == "worker":
                 item.waiting.discard(child.slot)
@@ -376,7 +389,8 @@ class Supervisor:
             return
         released = [key for key, item in self.attached.items() if item.owner is not None]
         if released:
-            _log(f"no worker for {WORKER_GRACE_S:g} s: steering released (failure policy open): {', '.join(released)}")
+            names = ", ".join(released)
+            _log(f"no worker for {WORKER_GRACE_S:g} s: steering released (failure policy open): {names}", WARNING)
             self._disown(self.attached[key] for key in released)
             # It can't be put back before a worker is ready, but until then the brain must not call it steered.
             self._to_brain("resteer", body=json.dumps(released).encode(), released=True)
@@ -386,19 +400,29 @@ class Supervisor:
     def _on_message(self, child: Child, message: Message) -> None:
         handler = getattr(self, f"_{child.role}_{message.op}", None) or getattr(self, f"_any_{message.op}", None)
         if handler is None:
-            _log(f"{child.role} {child.slot}: unknown message {message.op!r}")
+            _log(f"{child.role} {child.slot}: unknown message {message.op!r}", WARNING)
             return
         handler(child, message)
 
     def _any_hello(self, child: Child, message: Message) -> None:
         if message.fields["v"] != VERSION:
-            _log(f"{child.role} {child.slot} speaks protocol {message.fields['v']}, this is {VERSION}")
+            _log(f"{child.role} {child.slot} speaks protocol {message.fields['v']}, this is {VERSION}", ERROR)
             os.kill(child.pid, signal.SIGKILL)
             return
         child.state = "syncing"
         settings = self.settings.to_json()
-        self._send(child, "welcome", (self.arena_fd,), v=VERSION, region=child.region, settings=settings)
+        self._send(
+            child,
+            "welcome",
+            (self.arena_fd,),
+            v=VERSION,
+            region=child.region,
+            settings=settings,
+            log_level=own_log.level(),
+        )
         if child.role == "worker":
+            if self.access_fd >= 0:
+                self._send(child, "access_log", (self.access_fd,))
             for key, (version, body) in self.shards.items():
                 self._send(child, "shard", key=key, version=version, body=body)
             for key, item in self.attached.items():
@@ -525,6 +549,8 @@ class Supervisor:
                 for c in self.children.values()
             ],
             "restarts": self.restarts,
+            "access_log": {"target": self.settings.access_log, "error": self.access_error},
+            "log_level": own_log.level(),
             "pid": os.getpid(),
             "attached": {
                 key: {
@@ -539,6 +565,12 @@ class Supervisor:
         }
         self._send(child, "state", id=message.fields["id"], body=json.dumps(state).encode())
 
+    def _brain_log_level(self, _child: Child, message: Message) -> None:
+        own_log.set_level(message.fields["level"])
+        for worker in self.children.values():
+            if worker.role == "worker":
+                self._send(worker, "log_level", level=message.fields["level"])
+
     def _brain_unsteered(self, _child: Child, message: Message) -> None:
         if self.stopping == "unsteer":
             self._after_unsteer(json.loads(message.body))
@@ -550,6 +582,26 @@ class Supervisor:
         for child in self.children.values():
             if child.role == "brain" and child.state in ("syncing", "ready"):
                 self._send(child, op, **fields)
+
+    # -- access log ---------------------------------------------------------------------------------
+
+    def _open_access_log(self) -> bool:
+        """Also anew. When that fails, what is open stays in use."""
+        path = self.settings.access_log
+        try:
+            fd = open_target(path)
+        except OSError as exc:
+            self.access_error = f"{path}: {exc.strerror}"
+            _log(f"access log: {self.access_error}", ERROR)
+            return False
+        self.access_error = ""
+        if self.access_fd >= 0:
+            os.close(self.access_fd)
+        self.access_fd = fd
+        for child in self.children.values():
+            if child.role == "worker" and child.state != "started":
+                self._send(child, "access_log", (fd,))
+        return True
 
     # -- namespaces ---------------------------------------------------------------------------------
 
@@ -618,7 +670,7 @@ class Supervisor:
             try:
                 item.listeners[worker.slot] = self._make_listeners(item, worker.slot)
             except OSError as exc:
-                _log(f"listeners of {key} for worker {worker.slot}: {exc}")
+                _log(f"listeners of {key} for worker {worker.slot}: {exc}", ERROR)
                 return
         sockets = item.listeners[worker.slot]
         self._send(
@@ -669,6 +721,9 @@ class Supervisor:
                 self.stop_by = time.monotonic() + _STOP_WAIT_S
             else:
                 self._begin_stop()
+        elif number == signal.SIGHUP:
+            if self.settings.access_log != STDOUT and self._open_access_log():
+                _log(f"access log: {self.settings.access_log} is open anew")
         elif number == signal.SIGUSR2 and not self.stopping and not self.stop_by:
             self._try_upgrade()
 
@@ -731,7 +786,7 @@ class Supervisor:
             process = subprocess.Popen([*_PYTHON, "-c", f"import {modules}"], stdin=subprocess.DEVNULL)
             self.selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ, process)
         except OSError as exc:
-            _log(f"upgrade: can't be tried: {exc}")
+            _log(f"upgrade: can't be tried: {exc}", ERROR)
             return
         self._trying = True
 
@@ -740,7 +795,7 @@ class Supervisor:
         self.selector.unregister(pidfd)
         os.close(pidfd)
         if process.wait():
-            _log("upgrade: refused, the program installed now can't be loaded; going on as before")
+            _log("upgrade: refused, the program installed now can't be loaded; going on as before", ERROR)
         elif not self.stopping and not self.stop_by:
             self._upgrade()
 
@@ -750,6 +805,8 @@ class Supervisor:
         state: dict[str, Any] = {
             "arena": self.arena_fd,
             "lock": self.lock_fd,
+            "access_log": self.access_fd,
+            "log_level": own_log.level(),
             "children": [
                 [c.role, c.slot, c.pid, c.pidfd, c.channel.fileno(), c.state, c.region]
                 for c in self.children.values()
@@ -782,7 +839,7 @@ class Supervisor:
         try:
             os.execve(sys.executable, [*_PYTHON, "-m", "netproxy.supervisor", self.settings.to_json()], env)
         except OSError as exc:
-            _log(f"upgrade failed, going on as before: {exc}")
+            _log(f"upgrade failed, going on as before: {exc}", ERROR)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             os.close(fd)
             for number in _descriptors(state):
@@ -802,6 +859,10 @@ class Supervisor:
             os.set_inheritable(number, False)
         self.arena_fd = state["arena"]
         self.lock_fd = state["lock"]
+        own_log.set_level(state.get("log_level", self.settings.log_level))
+        self.access_fd = state.get("access_log", -1)
+        if self.access_fd < 0:
+            self._open_access_log()
         for key, netns_fd, spec, listeners, owner_fd, policy in state["attached"]:
             slots = {int(s): [(kind, family, number) for kind, family, number in v] for s, v in listeners.items()}
             self.attached[key] = Attached(netns_fd, spec, slots, Holder(owner_fd) if owner_fd >= 0 else None, policy)
@@ -834,6 +895,8 @@ class Supervisor:
 
 def _descriptors(state: dict[str, Any]) -> set[int]:
     out = {state["arena"], state["lock"]}
+    if state.get("access_log", -1) >= 0:
+        out.add(state["access_log"])
     for _, _, _, pidfd, channel_fd, *_ in state["children"]:
         out |= {pidfd, channel_fd}
     for _, netns_fd, _, listeners, owner_fd, _ in state["attached"]:
@@ -852,10 +915,6 @@ def _ns_id(item: Attached) -> dict[str, int]:
 def _close_all(sockets: list[tuple[str, int, int]]) -> None:
     for _, _, fd in sockets:
         os.close(fd)
-
-
-def _log(text: str) -> None:
-    print(f"netproxy supervisor: {text}", file=sys.stderr, flush=True)
 
 
 def _notify(state: str) -> None:

@@ -17,7 +17,6 @@ import random
 import socket
 import sys
 import time
-import traceback
 
 import uvloop
 
@@ -26,10 +25,13 @@ from .addr import WorkloadKey
 from .arena import GAUGE_POOLED, GAUGE_UPSTREAM, ArenaWriter
 from .channel import ChannelBroken, Message
 from .child import Joined, drop_privileges, join
-from .config.shard import SvidShard, decode_shard, preload
+from .config.shard import MeshShard, SvidShard, decode_shard, preload
 from .decide.route import Tables
 from .identity.tls import ContextCache
-from .observe.record import Recorder
+from .log import ERROR, WARNING, debug, debugging, log, log_exception, set_level
+from .observe.access import AccessLogger
+from .observe.lines import Output
+from .observe.record import LINES_LOST, LINES_WRITTEN, Recorder
 from .relay.serve import Server, reset
 from .relay.services import Services
 from .relay.upstream import UpstreamHttp
@@ -40,6 +42,8 @@ from .upstream.pool import Pool
 _SWEEP_S = 0.5
 _TURN_S = 0.002
 """How long one turn of the loop may work on configuration."""
+_LOG_S = 1.0
+"""How long the access log may take for its last lines at our end."""
 _QUEUE_S = 0.2
 """How long a draining worker still accepts: handshakes that began before the rules went."""
 
@@ -57,6 +61,8 @@ class Worker:
         pool: Pool[UpstreamHttp] = Pool()
         dialer = Dialer(self._stock, self._contexts, tables.svids.get)
         self._services = Services(loop, time.monotonic, tables, pool, dialer, Recorder(self._arena))
+        self._output = Output(self._count_lines, lambda text: log(f"access log: {text}", WARNING))
+        self._services.access = AccessLogger(joined.settings.node, rng.random)
         self._server = Server(self._services, self._contexts)
         self._listeners: dict[WorkloadKey, list[Listener]] = {}
         self._families: dict[WorkloadKey, frozenset[int]] = {}
@@ -109,8 +115,19 @@ class Worker:
                     self._arena.count("broken_patterns", tables.broken_patterns - broken, detail=fields["key"])
                 if isinstance(shard, SvidShard):
                     self._contexts.drop(shard.identity)
+                elif isinstance(shard, MeshShard):
+                    self._services.access.select(shard.access_log)
+                if debugging():
+                    debug(f"{fields['key']}: version {fields['version']} is in force")
             case "unshard":
                 self._services.tables.drop(fields["key"])
+                if debugging():
+                    debug(f"{fields['key']}: gone")
+            case "access_log":
+                self._output.replace(message.fds[0])
+                self._services.access.write_to(self._output)
+            case "log_level":
+                set_level(fields["level"])
             case "listen":
                 self._families[WorkloadKey(fields["workload"])] = frozenset(fields["dial"])
                 self._listen(WorkloadKey(fields["workload"]), fields["sockets"], message.fds)
@@ -128,7 +145,7 @@ class Worker:
                 task = self._loop.create_task(self._drain(fields["deadline_s"]))
                 task.add_done_callback(lambda _: None if self.ended.done() else self.ended.set_result(None))
             case other:
-                print(f"netproxy worker: unknown message {other!r}", file=sys.stderr, flush=True)
+                log(f"unknown message {other!r}", WARNING)
 
     def _ask_sockets(self, key: StockKey, n: int) -> None:
         self._send("sockets", id=0, workload=key.workload, family=key.family, kind=key.kind, n=n)
@@ -169,13 +186,24 @@ class Worker:
     async def _serve(self, accepted: Accepted, families: frozenset[int]) -> None:
         try:
             await self._server.serve(accepted, families)
-        except Exception:  # noqa: BLE001 - the top of a connection: count it, close, go on
+        except Exception as exc:  # noqa: BLE001 - the top of a connection: count it, close, go on
             self._arena.count("internal_errors")
             reset(accepted.sock)
-            traceback.print_exc()
+            log_exception("a connection failed", exc)
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
+
+    def _count_lines(self, lost: str, n: int) -> None:
+        """Of the access log; `lost`: why, "" for those written."""
+        if lost:
+            self._arena.count(LINES_LOST, n, lost)
+        else:
+            self._arena.count(LINES_WRITTEN, n)
+
+    def close(self) -> bool:
+        """False: a thread is stuck, and the process does not end by itself."""
+        return self._output.close(_LOG_S)
 
     # -- time ---------------------------------------------------------------------------------------
 
@@ -187,6 +215,7 @@ class Worker:
             live.check(now)
         for upstream in services.pool.expire(now - services.tables.mesh.pool_idle_s):
             upstream.close()
+        self._output.publish()
         self._arena.gauges[GAUGE_POOLED] = services.pool.idle_count
         self._arena.gauges[GAUGE_UPSTREAM] = services.pool.open_count
 
@@ -216,19 +245,23 @@ class Worker:
         await asyncio.sleep(0.05)  # let the last octets and resets leave
 
 
-async def _run(joined: Joined) -> None:
+async def _run(joined: Joined) -> bool:
+    """False: see `Worker.close`."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_exception)
     worker = Worker(joined, loop)
     worker.start()
     await worker.ended
+    return worker.close()
 
 
 def _on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
     exc = context.get("exception")
-    print(f"netproxy worker: {context.get('message')}: {exc!r}", file=sys.stderr, flush=True)
+    text = str(context.get("message"))
     if isinstance(exc, Exception):
-        traceback.print_exception(exc)
+        log_exception(text, exc)
+    else:
+        log(f"{text}: {exc!r}", ERROR)
 
 
 def main() -> int:
@@ -238,7 +271,9 @@ def main() -> int:
     assert all((encodings.idna, encodings.latin_1, encodings.ascii))
     drop_privileges(joined.settings.worker_uid, joined.settings.worker_gid, int(sys.argv[3]))
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_run(joined))
+        if not uvloop.run(_run(joined)):
+            log("the access log can't take its last lines, they are lost", WARNING)
+            os._exit(0)
     return 0
 
 

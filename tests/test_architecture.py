@@ -23,7 +23,7 @@ PACKAGES = ("netproxy", "redirect", "examples", "bench", "tests")
 ROOTS = {"supervisor", "brain", "worker", "control"}
 """Composition roots, one per process: the only ones that may know every folder."""
 
-PLAIN = {"addr", "errors", "settings"}
+PLAIN = {"addr", "errors", "log", "settings"}
 """What has no layer of its own."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -40,7 +40,20 @@ ALLOWED: dict[str, set[str]] = {
     "observe": PLAIN | {"arena", "config.shard"},
     "cli": PLAIN
     | ROOTS
-    | {"arena", "channel", "config", "decide", "dns", "identity", "journal", "observe", "stream", "tcp"},
+    | {
+        "arena",
+        "channel",
+        "config",
+        "decide",
+        "dns",
+        "dump",
+        "identity",
+        "journal",
+        "logfile",
+        "observe",
+        "stream",
+        "tcp",
+    },
     "dns": PLAIN | {"config.shard"},
     # Modules.
     "__init__": set(),
@@ -48,16 +61,19 @@ ALLOWED: dict[str, set[str]] = {
     "addr": set(),
     "admin": PLAIN | {"arena", "observe"},
     "arena": {"errors", "settings"},
-    "certificates": PLAIN | {"child", "config.shard", "identity", "state"},
+    "certificates": PLAIN | {"config.shard", "identity", "state"},
     "channel": {"errors", "settings"},
-    "child": {"channel", "settings"},
+    "child": {"channel", "log", "settings"},
+    "dump": {"config", "errors"},
     "errors": set(),
     "holder": set(),
     "journal": {"errors"},
+    "log": set(),
+    "logfile": set(),
     "pattern": set(),
-    "pods": PLAIN | {"child", "config.snapshot", "journal"},
+    "pods": PLAIN | {"config.snapshot", "journal"},
     "settings": set(),
-    "state": {"addr", "child"},
+    "state": {"addr", "log"},
     "stream": set(),
     "tcp": {"addr", "errors", "stream"},
 }
@@ -65,7 +81,9 @@ ALLOWED: dict[str, set[str]] = {
 REDIRECT_USERS = ("netproxy.pods", "netproxy.cli")
 """Modules and packages of netproxy that may steer."""
 
-SUPERVISOR_LOADS = {"netproxy", "netproxy.supervisor", "netproxy.channel", "netproxy.holder", "netproxy.settings"}
+SUPERVISOR_LOADS = {
+    f"netproxy.{name}" for name in ("supervisor", "channel", "holder", "log", "logfile", "settings")
+} | {"netproxy"}
 """All of the project that the supervisor may load; apart from it, the standard library only."""
 
 PURE = (

@@ -5,13 +5,11 @@ from __future__ import annotations
 import typer
 
 from .. import __version__
-from . import check, clean, run, status, validate
+from . import check, clean, config_dump, log_level, run, status, validate
 
 app = typer.Typer(
     name="netproxy",
-    help="A service mesh for Linux hosts. No sidecars, no Kubernetes needed.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -26,13 +24,29 @@ def _version(value: bool) -> None:
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    pass
+    """A service mesh for Linux hosts. No sidecars, no Kubernetes needed.
+
+    First try what this machine can do, then check your resources, then run the
+    agent, as root, and ask it from another terminal:
+
+    \b
+      netproxy check
+      netproxy validate -f examples/bookshop
+      netproxy run -f examples/bookshop
+      netproxy status
+
+    Every verb has --help with an example. Exit codes: 0 done, 1 failed, 2 usage or invalid input.
+
+    Example: netproxy run -f /etc/netproxy/mesh
+    """
 
 
 app.command("run")(run.run)
 app.command("validate")(validate.validate)
 app.command("check")(check.check)
 app.command("status")(status.status)
+app.command("config-dump")(config_dump.config_dump)
+app.command("log-level")(log_level.log_level)
 app.command("clean")(clean.clean)
 
 

@@ -13,13 +13,12 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from redirect.probe import probe
 
+from .ask import console, fetch
 from .options import RUN_ROOT, STATE_ROOT, Output, node_name, run_dir
-from .status import fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def check(
         for finding in findings:
             mark = {True: "[green]ok[/]", False: "[red]failed[/]", None: "-"}[finding.ok]
             table.add_row(finding.name, mark, finding.detail)
-        Console(width=None if os.isatty(1) else 180).print(table)
+        console().print(table)
     if not ok:
         raise typer.Exit(1)
 

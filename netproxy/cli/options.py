@@ -19,6 +19,15 @@ class Output(enum.StrEnum):
     yaml = "yaml"
 
 
+class Level(enum.StrEnum):
+    """Of our own messages."""
+
+    error = "error"
+    warning = "warning"
+    info = "info"
+    debug = "debug"
+
+
 def default_node() -> str:
     """The host's name as a node name: lower case, first label, 40 characters at most."""
     name = socket.gethostname().partition(".")[0].lower()

@@ -10,8 +10,9 @@ import typer
 
 from ..config import source
 from ..errors import ConfigError
+from ..logfile import STDOUT, open_target
 from ..settings import NodeSettings
-from .options import RUN_ROOT, STATE_ROOT, node_name, run_dir
+from .options import RUN_ROOT, STATE_ROOT, Level, node_name, run_dir
 
 
 def run(
@@ -25,13 +26,22 @@ def run(
     ] = None,
     state_root: Annotated[str, typer.Option(metavar="DIR", help="State, one folder per node in it.")] = STATE_ROOT,
     run_root: Annotated[str, typer.Option(metavar="DIR", help="Sockets and journal, likewise.")] = RUN_ROOT,
-    outbound_port: Annotated[int, typer.Option(min=1, max=65535)] = 15001,
-    inbound_port: Annotated[int, typer.Option(min=1, max=65535)] = 15006,
+    outbound_port: Annotated[int, typer.Option(min=1, max=65535, help="In pods: what they send.")] = 15001,
+    inbound_port: Annotated[int, typer.Option(min=1, max=65535, help="In pods: what they get.")] = 15006,
     admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback; 0: unix socket only.")] = 15000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="/metrics and /healthz; 0: off.")] = 15020,
     metrics_address: Annotated[str, typer.Option(help="Address the metrics port binds.")] = "127.0.0.1",
     worker_uid: Annotated[int, typer.Option(min=1, help="User and group id of the workers.")] = 14539,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that connections may take to end at a stop.")] = 30.0,
+    access_log: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Access log lines are appended there; -: standard output. SIGHUP reopens it."
+        ),
+    ] = STDOUT,
+    log_level: Annotated[Level, typer.Option(help="Of the agent's own messages, see also `netproxy log-level`.")] = (
+        Level.info
+    ),
 ) -> None:
     """Run this node's agent in the foreground until SIGTERM. Needs root. Files are watched and reloaded.
 
@@ -45,6 +55,11 @@ def run(
         source.fingerprint(config)
     except ConfigError as exc:
         typer.echo(f"netproxy: {exc}", err=True)
+        raise typer.Exit(2) from None
+    try:
+        os.close(open_target(access_log))
+    except OSError as exc:
+        typer.echo(f"netproxy: access log {access_log}: {exc.strerror}", err=True)
         raise typer.Exit(2) from None
     state_dir = os.path.join(os.path.abspath(state_root), name)
     settings = NodeSettings(
@@ -62,6 +77,8 @@ def run(
         worker_uid=worker_uid,
         worker_gid=worker_uid,
         drain_s=drain,
+        access_log=access_log if access_log == STDOUT else os.path.abspath(access_log),
+        log_level=log_level,
     )
     sys.stdout.flush()
     # The supervisor is a process of its own kind: small, standard library only.

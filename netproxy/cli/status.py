@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import socket
 import time
 from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
 from rich.table import Table
 
-from .options import RUN_ROOT, Output, node_name, run_dir
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=5)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(5)
-        self.sock.connect(self._path)
-
-
-def fetch(path: str, target: str) -> bytes:
-    """GET from the admin socket. Raises OSError when nobody answers there."""
-    connection = _UnixConnection(path)
-    try:
-        connection.request("GET", target)
-        response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise OSError(f"{target}: {response.status} {body[:200]!r}")
-        return body
-    finally:
-        connection.close()
+from ..logfile import STDOUT
+from .ask import admin_socket, ask_agent, console, show
+from .options import RUN_ROOT, Output, counted
 
 
 def status(
@@ -51,34 +22,33 @@ def status(
 
     Exit code 1 when the agent does not answer or is not healthy. Example: netproxy status --node node-a
     """
-    path = os.path.join(run_dir(run_root, node_name(node)), "admin.sock")
-    try:
-        found: dict[str, Any] = json.loads(fetch(path, "/status"))
-    except (OSError, http.client.HTTPException, ValueError) as exc:
-        typer.echo(f"netproxy: no answer on {path}: {exc}", err=True)
-        raise typer.Exit(1) from None
-    if output is Output.json:
-        typer.echo(json.dumps(found, indent=2))
-    elif output is Output.yaml:
-        typer.echo(yaml.safe_dump(found, sort_keys=False))
-    else:
-        _print(found)
+    found: dict[str, Any] = ask_agent(admin_socket(run_root, node), "/status")
+    show(found, output, _print)
     if not found["healthy"]:
         raise typer.Exit(1)
 
 
 def _print(found: dict[str, Any]) -> None:
-    console = Console(width=None if os.isatty(1) else 180)
-    console.print(
+    out = console()
+    out.print(
         f"node [bold]{found['node']}[/]: {found['detail']}, HTTP/1 engine {found['engine']['http1']}, "
         f"configuration {found['config']['path']} ({found['config']['age_s']:.0f} s old)"
     )
     if found["config"]["error"]:
-        console.print(f"[red]configuration not read: {found['config']['error']}[/]")
+        out.print(f"[red]configuration not read: {found['config']['error']}[/]")
     if found["identity_error"]:
-        console.print(f"[red]identity: {found['identity_error']}[/]")
+        out.print(f"[red]identity: {found['identity_error']}[/]")
     if found["state_error"]:
-        console.print(f"[red]state can't be written: {found['state_error']}[/]")
+        out.print(f"[red]state can't be written: {found['state_error']}[/]")
+    log = found["access_log"]
+    dropped = ", ".join(f"{n} lost ({reason})" for reason, n in log["dropped"].items())
+    target = "standard output" if log["target"] == STDOUT else log["target"]
+    out.print(
+        f"log level {found['log_level']}, access log to {target}: {counted(log['written'], 'line')} written"
+        f"{f', [yellow]{dropped}[/]' if dropped else ''}"
+    )
+    if log["error"]:
+        out.print(f"[red]access log not opened anew: {log['error']}; what was open stays in use[/]")
     workloads = Table("workload", "state", "steering", "policy", "addresses", "identity", "certificate", "detail")
     for item in found["workloads"]:
         expires = item["certificate_not_after"]
@@ -94,26 +64,26 @@ def _print(found: dict[str, Any]) -> None:
             left,
             item["detail"],
         )
-    console.print(workloads)
+    out.print(workloads)
     processes = Table("process", "pid", "state", "age")
     processes.add_row("supervisor", str(found["supervisor_pid"]), "ready", "")
     for item in found["processes"]:
         processes.add_row(f"{item['role']} {item['slot']}", str(item["pid"]), item["state"], f"{item['age_s']:.0f} s")
-    console.print(processes)
+    out.print(processes)
     services = Table("service", "virtual addresses", "ports")
     for item in found["services"]:
         ports = [f"{p['port']}/{p['protocol']} {p['ready']}/{p['endpoints']} ready" for p in item["ports"]]
         services.add_row(item["service"], " ".join(item["vips"]), ", ".join(ports))
-    console.print(services)
+    out.print(services)
     bad = [
         (o, c) for o in found["objects"] for c in o["conditions"] if c["status"] == "False" or c["type"] == "Warning"
     ]
     for item, condition in bad:
-        console.print(
+        out.print(
             f"[yellow]{item['file']}:{item['line']}: {item['object']}: {condition['type']}={condition['status']} "
             f"{condition['reason']}: {condition['message']}[/]"
         )
     for name in found["last_good"]:
-        console.print(f"[yellow]{name}: its last good version is in force[/]")
+        out.print(f"[yellow]{name}: its last good version is in force[/]")
     for error in found["rejected"]:
-        console.print(f"[red]rejected: {error}[/]")
+        out.print(f"[red]rejected: {error}[/]")

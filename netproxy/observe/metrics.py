@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -29,7 +30,7 @@ from ..arena import (
     ArenaReader,
     Row,
 )
-from .record import CONNECTION_LABELS, REQUEST_LABELS
+from .record import CONNECTION_LABELS, LINES_LOST, LINES_WRITTEN, REQUEST_LABELS
 
 _DURATION_LABELS = REQUEST_LABELS[:7]
 
@@ -69,6 +70,15 @@ class _Collector:
         ):
             yield GaugeMetricFamily(name, text, value=self._arena.gauge(index))
         yield from _condition(self._condition())
+
+
+def access_lines(arena: ArenaReader) -> dict[str, Any]:
+    """``written``, and ``dropped`` by reason."""
+    events = {row.labels: row.cells[0] for row in arena.rows() if row.kind == EVENTS}
+    return {
+        "written": events.get((LINES_WRITTEN, ""), 0),
+        "dropped": {labels[1]: n for labels, n in events.items() if labels[0] == LINES_LOST and n},
+    }
 
 
 def registry(arena: ArenaReader, condition: Callable[[], Condition]) -> CollectorRegistry:
@@ -132,10 +142,19 @@ def _connections(rows: list[Row]) -> Iterator[Metric]:
 
 def _events(rows: list[Row]) -> Iterator[Metric]:
     family = CounterMetricFamily("netproxy_events", "Rare events of the data path.", labels=("event", "detail"))
+    lines = CounterMetricFamily("netproxy_access_log_lines", "Lines written to the access log.")
+    lost = CounterMetricFamily(
+        "netproxy_access_log_dropped", "Lines of the access log that were lost, and why.", labels=("reason",)
+    )
     for row in rows:
-        if row.cells[0]:
-            family.add_metric(_pad(row.labels, 2), row.cells[0])
-    yield family
+        event, detail = _pad(row.labels, 2)
+        if event == LINES_WRITTEN:
+            lines.add_metric((), row.cells[0])
+        elif event == LINES_LOST:
+            lost.add_metric((detail,), row.cells[0])
+        elif row.cells[0]:
+            family.add_metric((event, detail), row.cells[0])
+    yield from (family, lines, lost)
 
 
 def _condition(now: Condition) -> Iterator[Metric]:

@@ -50,6 +50,11 @@ CONNECTION_LABELS = (
 )
 
 
+LINES_WRITTEN = "access_log_lines"
+LINES_LOST = "access_log_dropped"
+"""Events of the arena, the second with the reason as its detail."""
+
+
 class Parties(NamedTuple):
     """Who talks to whom. Workloads as ``namespace/name``, "unknown" when none has the address."""
 

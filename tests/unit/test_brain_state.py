@@ -190,17 +190,17 @@ def test_a_ca_that_does_not_answer_stops_nobody(node: Node, monkeypatch: pytest.
     run(main)
 
 
-def test_a_disk_that_cant_be_written_is_told_and_written_later(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_cant_be_written_is_told_and_written_later(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         node.state.rmdir()
         node.state.touch()  # everything below it is ENOTDIR
         brain = await node.brain()
         assert set(brain.certificates.svids) == {WEB, API}
         assert str(node.state) in brain.status()["state_error"]
-        told = capsys.readouterr().err
+        told = capfd.readouterr().err
         assert "goes on without" in told
         await brain._configure()
-        assert capsys.readouterr().err == ""
+        assert capfd.readouterr().err == ""
         node.state.unlink()
         brain.state._retry_at = 0.0
         await brain._configure()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -57,11 +58,44 @@ def test_help_has_an_example(cli: CliRunner, verb: str) -> None:
     assert f"Example: netproxy {verb}" in " ".join(found.stdout.split())
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_example_has_only_options_that_exist(cli: CliRunner, verb: str) -> None:
+    help_text = " ".join(cli.invoke(app, [verb, "--help"]).stdout.split())
+    example, _, rest = help_text.partition("Example: ")[2].partition("╭")
+    for option in (word for word in example.split() if word.startswith("-")):
+        assert re.search(rf"(?<!\S){option}(?!\S)", rest), option
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("more", [["--no-such-option"], ["one", "argument", "too", "many"]])
+def test_usage_errors(cli: CliRunner, verb: str, more: list[str]) -> None:
+    found = cli.invoke(app, [verb, *more])
+    assert found.exit_code == 2
+    assert f"netproxy {verb} --help" in found.stderr or f"root {verb} --help" in found.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_says_what_it_is(verb: str) -> None:
+    command: Any = typer.main.get_command(app)
+    for parameter in command.commands[verb].params:
+        assert parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("run", "clean")])
+def test_what_prints_data_prints_it_for_programs_too(cli: CliRunner, verb: str) -> None:
+    assert "<table|json|yaml>" in cli.invoke(app, [verb, "--help"]).stdout
+
+
 def test_the_verbs_that_there_are(cli: CliRunner) -> None:
     found = cli.invoke(app, ["--help"])
     assert found.exit_code == 0
-    assert {"run", "validate", "status", "clean"} <= set(VERBS)
+    assert {"run", "validate", "status", "clean", "config-dump", "log-level"} <= set(VERBS)
     assert all(verb in found.stdout for verb in VERBS)
+    text = " ".join(found.stdout.split())
+    assert "Example: netproxy run -f" in text
+    # What to do first, in order.
+    at = [text.index(f"netproxy {verb}") for verb in ("check", "validate", "run", "status")]
+    assert at == sorted(at)
 
 
 def test_version_and_usage(cli: CliRunner) -> None:
@@ -191,6 +225,8 @@ STATUS: dict[str, Any] = {
     ],
     "last_good": [],
     "rejected": ["web.yaml:1: broken"],
+    "log_level": "info",
+    "access_log": {"target": "-", "error": "", "written": 1, "dropped": {"ENOSPC": 7}},
 }
 
 
