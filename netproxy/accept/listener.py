@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..addr import ClientAddr, OriginalDst, WorkloadKey, canonical_ip
 from .origdst import local_dst, original_dst
-from .sniff import PEEK, TLS_HANDSHAKE, Protocol, sniff
+from .sniff import NO_NAME, PEEK, TLS_HANDSHAKE, Protocol, client_hello, sniff
 
 _ACCEPT_BATCH = 64
 """Connections accepted per wake-up, so that a flood can't starve the connections that exist."""
@@ -138,3 +138,15 @@ async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
         if seen:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+def server_name(sock: socket.socket) -> str:
+    """SNI of the ClientHello that `detect` has found, without consuming it; as in `ClientHello`.
+
+    One that is larger than `PEEK` octets can't be read. Raises OSError when the client is gone.
+    """
+    try:
+        hello = client_hello(sock.recv(PEEK, socket.MSG_PEEK))
+    except (BlockingIOError, InterruptedError):
+        return NO_NAME
+    return hello.sni if hello is not None else NO_NAME

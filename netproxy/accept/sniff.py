@@ -61,8 +61,13 @@ class Protocol(enum.Enum):
     STALLED = "stalled"
 
 
+NO_NAME = "?"
+"""An SNI that can't be read: never a host, and not the same as none."""
+
+
 class ClientHello(NamedTuple):
     sni: str
+    """As the client wrote it, "" without one, NO_NAME. With ECH (RFC 9849) it is the outer one."""
     alpn: tuple[bytes, ...]
 
 
@@ -102,9 +107,9 @@ def _sniff_http1(data: bytes) -> Protocol | None:
 def client_hello(data: bytes) -> ClientHello | None:
     """SNI and ALPN of a ClientHello (RFC 8446 section 4.1.2) in the first record(s) of `data`.
 
-    None while it is incomplete. A record that is no well-formed ClientHello gives an empty one.
+    None while it is incomplete. A record that is no well-formed ClientHello gives one without ALPN and with NO_NAME.
     """
-    empty = ClientHello("", ())
+    empty = ClientHello(NO_NAME, ())
     body = bytearray()
     at = 0
     while True:
@@ -126,7 +131,7 @@ def client_hello(data: bytes) -> ClientHello | None:
         at += 5 + length
     try:
         return _parse_hello(memoryview(bytes(body))[4:want])
-    except (IndexError, UnicodeDecodeError):
+    except IndexError:
         return empty
 
 
@@ -143,8 +148,11 @@ def _parse_hello(hello: memoryview) -> ClientHello:
         size = int.from_bytes(hello[at + 2 : at + 4], "big")
         value = bytes(hello[at + 4 : at + 4 + size])
         at += 4 + size
-        if kind == 0 and len(value) > 5:
-            sni = value[5 : 5 + int.from_bytes(value[3:5], "big")].decode("ascii")
+        if kind == 0:
+            # One list of one host name, once (RFC 6066 section 3): servers differ in what they make of more.
+            size = int.from_bytes(value[3:5], "big")
+            whole = size and value[:3] == (size + 3).to_bytes(2, "big") + b"\0" and len(value) == size + 5
+            sni = value[5:].decode("ascii") if whole and not sni and value.isascii() else NO_NAME
         elif kind == 16:
             inner = 2
             while inner < len(value):

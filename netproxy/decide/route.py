@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
 from ..config.shard import (
     Endpoint,
+    ExternalShard,
     MeshShard,
     Rule,
     ServicePort,
@@ -25,6 +26,7 @@ from ..config.shard import (
 )
 from ..errors import Reason, Refused
 from .balance import WeightedCycle, pick
+from .egress import Egress, External
 from .match import Prepared, Request
 
 
@@ -87,6 +89,7 @@ class Tables:
         self.svids: dict[SpiffeId, SvidShard] = {}
         self.services: dict[ServiceKey, ServiceShard] = {}
         self.ports: dict[tuple[ServiceKey, int], PortTable] = {}
+        self.egress = Egress()
         self._by_vip: dict[tuple[str, int], PortTable] = {}
         self._vips: dict[str, ServiceKey] = {}
         self._by_address: dict[str, WorkloadKey] = {}
@@ -100,6 +103,8 @@ class Tables:
         match shard:
             case ServiceShard():
                 self._put_service(shard)
+            case ExternalShard():
+                self.egress.put(shard)
             case WorkloadShard():
                 key = WorkloadKey(f"{shard.namespace}/{shard.name}")
                 self._drop_workload(key)
@@ -115,6 +120,8 @@ class Tables:
         kind, _, name = key.partition("/")
         if kind == "service":
             self._drop_service(ServiceKey(name), keep=frozenset())
+        elif kind == "external":
+            self.egress.drop(ServiceKey(key))
         elif kind == "workload":
             self._drop_workload(WorkloadKey(name))
         elif kind == "svid":
@@ -170,7 +177,8 @@ class Tables:
         return self._by_vip.get((host, port))
 
     def is_vip(self, host: str) -> bool:
-        return host in self._vips
+        """Of a service, or of a host that is outside of the mesh."""
+        return host in self._vips or self.egress.is_vip(host)
 
     def workload_at(self, host: str) -> WorkloadShard | None:
         key = self._by_address.get(host)
@@ -215,6 +223,19 @@ class Tables:
         if port.spec.tcp_rule is not None:
             return self._backend(port, port.spec.tcp_rule, families)
         return self._endpoint(port, "", 0.0, families)
+
+    def declared(self, external: External, families: frozenset[int]) -> list[EndpointState]:
+        """Where an ExternalService says that its hosts are, best first. Without any: what their names resolve to.
+
+        Raises Refused with NO_HEALTHY_ENDPOINT when none is in a family of the client.
+        """
+        shard, port = external.shard, external.spec.target_port or external.spec.port
+        left = [self.direct(host, port) for host in shard.endpoints if (6 if ":" in host else 4) in families]
+        if shard.endpoints and not left:
+            detail = f"{external.title} has {len(shard.endpoints)} endpoint(s), none in a family of the client"
+            raise Refused(Reason.NO_HEALTHY_ENDPOINT, detail, external.title)
+        first = pick(left, self._random)
+        return [first, *(state for state in left if state is not first)] if first is not None else []
 
     def _backend(self, port: PortTable, rule: Rule, families: frozenset[int]) -> Choice:
         # Pieces of one rule share its name and so its sequence; new weights begin a new one.

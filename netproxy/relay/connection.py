@@ -41,6 +41,7 @@ from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
 from ..stream import Stream
 from ..upstream.pool import PoolKey
+from .egress import NEXT_AFTER, Targets, http_permission, is_allowed
 from .exchange import (
     authority_of,
     problem,
@@ -166,7 +167,9 @@ class HttpConnection:
                 # No reset: it would take back what a slow client has not read yet.
                 self.stream.close()
         elif self._exchange is not None:
-            if now - self._activity >= mesh.idle_timeout_s:
+            if self._exchange.is_forbidden():
+                self._exchange.forbid()
+            elif now - self._activity >= mesh.idle_timeout_s:
                 self._exchange.idle_timeout()
         elif self._head_since:
             if now - self._head_since >= mesh.header_timeout_s:
@@ -337,6 +340,7 @@ class Exchange:
         "_connected_at",
         "_connection",
         "_done",
+        "_failed",
         "_head",
         "_head_at",
         "_key",
@@ -351,6 +355,7 @@ class Exchange:
         "_services",
         "_started",
         "_status",
+        "_targets",
         "_task",
         "_timer",
         "_upstream",
@@ -362,6 +367,10 @@ class Exchange:
         self._head = head
         self._started = self._services.now()
         self._choice: Choice | None = None
+        self._targets: Targets | None = None
+        """Where the request may go, when it leaves the mesh."""
+        self._failed: UpstreamError | None = None
+        """Why the last of them could not be had."""
         self._key: PoolKey | None = None
         self._queue: list[Event] | None = []
         """Events that wait for the upstream; None once it is open."""
@@ -390,17 +399,50 @@ class Exchange:
             self._refuse(Reason.NOT_IMPLEMENTED, "CONNECT is not supported yet")
             return
         try:
-            self._choice = self._decide()
+            if facts.egress is not None:
+                self._targets = Targets(self._services, facts, http_permission(self._services, facts, self._head))
+            else:
+                self._choice = self._decide()
         except Refused as exc:
             self._refuse(exc.reason, exc.detail, exc.decided_by)
             return
-        state = self._choice.endpoint
-        state.outstanding += 1
-        tls = mesh_identity(facts, self._choice)
-        self._key = PoolKey(facts.workload, state.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
         assert self._queue is not None
         self._queue.append(self._request_head())
-        timeout_s = self._choice.request_timeout_s
+        if self._choice is not None:
+            self._go(self._choice)
+        else:
+            self._aim()
+
+    def _aim(self) -> None:
+        """Outside of the mesh an endpoint may have to be found first."""
+        self._connection.hold(_CONNECTING, True)
+        self._task = self._services.loop.create_task(self._aimed())
+
+    async def _aimed(self) -> None:
+        assert self._targets is not None
+        try:
+            state = await self._targets.next()
+        except UpstreamError as exc:
+            self._failed = exc
+            state = None
+        except Exception:
+            self._task = None
+            self._fail(Reason.INTERNAL, "the endpoint could not be found")
+            raise
+        self._task = None
+        if state is not None:
+            self._connection.hold(_CONNECTING, False)
+            self._choice = self._targets.choice(state)
+            self._go(self._choice)
+        elif self._failed is not None:
+            self._fail(self._failed.reason, self._failed.detail)
+
+    def _go(self, choice: Choice) -> None:
+        facts, state = self._connection.facts, choice.endpoint
+        state.outstanding += 1
+        tls = mesh_identity(facts, choice)
+        self._key = PoolKey(facts.workload, state.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
+        timeout_s = choice.request_timeout_s
         if timeout_s:
             self._timer = self._services.loop.call_later(timeout_s, self._request_timeout, timeout_s)
         kept = self._services.pool.take(self._key)
@@ -428,7 +470,8 @@ class Exchange:
         xfcc = b""
         if facts.inbound and facts.peer:
             xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
-        return request_for_upstream(self._head, xfcc, authority_of(facts.dst.host, facts.dst.port))
+        name = self._targets.permission.name if self._targets is not None else ""
+        return request_for_upstream(self._head, xfcc, authority_of(name or facts.dst.host, facts.dst.port))
 
     def _dial(self) -> None:
         assert self._key is not None
@@ -448,12 +491,19 @@ class Exchange:
         key, choice = self._key, self._choice
         assert key is not None and choice is not None
         facts = self._connection.facts
+        connect_s = self._targets.connect_s() if self._targets is not None else 0.0
         try:
-            stream = await dial(self._services, facts, choice, key.endpoint, ALPN_HTTP1)
+            stream = await dial(self._services, facts, choice, key.endpoint, ALPN_HTTP1, connect_s=connect_s)
         except UpstreamError as exc:
             self._services.pool.closed(key)
             self._task = None
-            self._fail(exc.reason, exc.detail)
+            if self._targets is not None and exc.reason in NEXT_AFTER:
+                self._failed = exc
+                self._choice = None
+                choice.endpoint.outstanding -= 1
+                self._aim()
+            else:
+                self._fail(exc.reason, exc.detail)
             return
         except Exception:
             # Our bug, for the loop to report. Its client is answered all the same.
@@ -593,6 +643,14 @@ class Exchange:
 
     # -- ends ---------------------------------------------------------------------------------------
 
+    def is_forbidden(self) -> bool:
+        """Has a change of the configuration taken away what the request was allowed?"""
+        targets = self._targets
+        return targets is not None and not is_allowed(self._services, self._connection.facts, targets.permission)
+
+    def forbid(self) -> None:
+        self._fail(Reason.EGRESS_DENIED, "the configuration that allowed it has changed")
+
     def idle_timeout(self) -> None:
         if self._request_sent:
             self._fail(Reason.UPSTREAM_TIMEOUT, "nothing moved for the idle timeout")
@@ -618,7 +676,7 @@ class Exchange:
             self._finish(reason, reset=True, detail=detail)
             return
         tried = [str(self._key.endpoint)] if self._key is not None else []
-        decided_by = self._choice.rule if self._choice is not None else ""
+        decided_by = self._choice.rule if self._choice is not None else self._targets.title if self._targets else ""
         if not self._request_sent:
             self._connection.announce_close()
         self._status = self._connection.answer(reason, detail, decided_by, tried)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..addr import EndpointAddr, SpiffeId, WorkloadKey
+from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
 from ..config.shard import WorkloadShard
 from ..decide.route import Choice
 from ..errors import UpstreamError
@@ -30,12 +30,17 @@ def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:
     return endpoint.identity
 
 
-async def dial(services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, alpn: str) -> Stream:
-    """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError."""
+async def dial(
+    services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, alpn: str, *, connect_s: float = 0.0
+) -> Stream:
+    """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError.
+
+    `connect_s`: less than the connect timeout of the mesh, when others may have to be tried.
+    """
     theirs = mesh_identity(facts, choice)
     tls = (facts.shard.identity, theirs, alpn) if theirs is not None else None
     mesh = services.tables.mesh
-    timeouts_s = (mesh.connect_timeout_s, mesh.handshake_timeout_s)
+    timeouts_s = (connect_s or mesh.connect_timeout_s, mesh.handshake_timeout_s)
     try:
         return await services.dialer.dial(facts.workload, endpoint, timeouts_s, tls=tls, high_water=mesh.buffer_bytes)
     except UpstreamError as exc:
@@ -50,7 +55,10 @@ def parties(facts: Facts, services: Services, choice: Choice | None) -> Parties:
         source = services.tables.workload_at(facts.client.host)
         name = f"{source.namespace}/{source.name}" if source is not None else "unknown"
         return Parties("destination", name, facts.peer or "unknown", own, "")
-    service = choice.service if choice is not None and choice.service else facts.port.service if facts.port else ""
+    external = facts.egress.external if facts.egress is not None else None
+    service = facts.port.service if facts.port else external.service if external else ServiceKey("")
+    if choice is not None and choice.service:
+        service = choice.service
     workload: WorkloadKey | str = choice.endpoint.endpoint.workload if choice is not None else ""
     return Parties("source", own, facts.shard.identity, workload or "unknown", service)
 

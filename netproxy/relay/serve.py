@@ -5,12 +5,23 @@ Outbound, by destination:
 =====================  ==============================================================================
 the listener itself    refused (LOOP)
 a VIP and its port     ``tcp``: relayed. ``http``: HTTP, anything else refused. ``auto``: HTTP if it looks so,
-                       else relayed
+                       else relayed. Where a TCPRoute holds and no HTTPRoute, all is relayed
+VIP of a host of an    to that host. ``tcp``: relayed. ``tls``: relayed if SNI is the host or absent. ``http``: HTTP,
+ExternalService        each request whose Host is the host or absent. Another host that an ExternalService has on
+                       this port: to that one. Anything else refused
 a VIP, another port    refused (NO_ROUTE)
 a workload's address   not routed; HTTP if it looks so and the port is not declared otherwise, else relayed;
                        mesh TLS if the workload is meshed
-anything else          relayed, or refused under ``outboundPolicy: deny``
+within `networks` of   to that address. ``tcp``: relayed. ``tls``, ``http``: what is that; of hosts, if it has any.
+an ExternalService     Else as any other address
+any other address      TLS whose SNI, or HTTP whose Host, is a host of an ExternalService on this port: to what that
+                       name stands for, not to the address that was dialled. Else by ``outboundPolicy``: ``allow``
+                       relays to the address; ``deny`` refuses, HTTP with an answer that says why
 =====================  ==============================================================================
+
+Nobody waits for the first octets of a connection that may be relayed whatever they are: an address within `networks`
+of a ``tcp`` port, and under ``allow`` a port on which no ExternalService is known by name. Elsewhere they decide, so a
+protocol in which the server speaks first has to be declared as ``tcp``.
 
 Inbound, by the first octets: mesh TLS is terminated and its ALPN says what is inside. Without it: under
 STRICT refused (HTTP gets an answer that says why), else HTTP or relayed. Silence is waited for longer under
@@ -28,10 +39,11 @@ import contextlib
 import socket
 import struct
 
-from ..accept.listener import Accepted, detect
+from ..accept.listener import Accepted, detect, server_name
 from ..accept.sniff import Protocol
 from ..addr import OriginalDst, ServiceKey, is_loopback
 from ..config.shard import AppProtocol, WorkloadShard
+from ..decide.egress import UNKNOWN, host_name
 from ..decide.route import Choice
 from ..errors import IdentityError, Reason, Refused, UpstreamError
 from ..identity.spiffe import SpiffeVerifier
@@ -39,6 +51,7 @@ from ..identity.tls import ContextCache, TlsStream
 from ..stream import Stream
 from ..tcp import accepted as tcp_accepted
 from .connection import HttpConnection
+from .egress import count, dial_out
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .logged import log_connection
 from .services import Facts, Services
@@ -46,6 +59,7 @@ from .tcp import TcpRelay
 from .upstream import ALPN_HTTP1
 
 ALPN_TCP = "netproxy/tcp"
+_TLS = (Protocol.TLS, Protocol.MESH_TLS)
 _HTTP = (Protocol.HTTP1, Protocol.STALLED_HTTP)
 _GAVE_UP = (None, Protocol.STALLED_HTTP, Protocol.STALLED)
 
@@ -91,30 +105,65 @@ class Server:
         tables, dst = self._services.tables, facts.dst
         facts.port = tables.service_at(dst.host, dst.port)
         if facts.port is not None:
-            declared: AppProtocol = facts.port.spec.protocol
+            spec = facts.port.spec
+            declared: AppProtocol = "tcp" if spec.tcp_rule is not None and spec.rules is None else spec.protocol
+        elif tables.egress.at_vip(dst.host, dst.port) is not None:
+            await self._leave(sock, facts)
+            return
         elif tables.is_vip(dst.host):
             self._refuse(sock, facts, Reason.NO_ROUTE)
             return
         else:
             workload = tables.workload_at(dst.host)
-            if workload is not None:
-                declared = declared_protocol(workload, dst.port, tables.mesh.opaque_ports)
-            elif tables.mesh.outbound_policy == "deny":
-                self._refuse(sock, facts, Reason.EGRESS_DENIED)
+            if workload is None:
+                await self._leave(sock, facts)
                 return
-            else:
-                declared = "tcp"
+            declared = declared_protocol(workload, dst.port, tables.mesh.opaque_ports)
         verdict = await detect(sock, tables.mesh.detect_timeout_s) if declared != "tcp" else Protocol.OPAQUE
         if declared == "auto":
             self._count_timeout(facts, verdict)
         if declared == "http" and verdict not in (None, *_HTTP):
             self._refuse(sock, facts, Reason.PROTOCOL_MISMATCH)
             return
-        stream = await tcp_accepted(self._services.loop, sock, None, high_water=tables.mesh.buffer_bytes)
+        stream = await self._accepted(sock)
         if declared == "http" or (declared == "auto" and verdict in _HTTP):
             HttpConnection(stream, facts, self._services)
         else:
             await self._relay(stream, facts)
+
+    async def _leave(self, sock: socket.socket, facts: Facts) -> None:
+        """To the host of an ExternalService, or to an address that is nobody's."""
+        services, dst, tables = self._services, facts.dst, self._services.tables
+        egress = tables.egress
+        at_vip = egress.at_vip(*dst)
+        facts.egress = at_vip or UNKNOWN
+        permission = egress.opaque(dst)
+        protocol, claimed = "tcp", ""
+        if permission is None and (at_vip is not None or tables.mesh.outbound_policy == "deny" or egress.asks(dst)):
+            verdict = await detect(sock, tables.mesh.detect_timeout_s)
+            if verdict in _GAVE_UP:
+                services.recorder.arena.count("protocol_detection_timeouts", detail="egress")
+            if verdict in _TLS:
+                protocol, claimed = "tls", server_name(sock)
+                permission = egress.tls(dst, host_name(claimed))
+            elif verdict in _HTTP or (verdict is None and egress.expects_http(dst)):
+                protocol = "http"
+        # The configuration may be another one by now.
+        denied = at_vip is not None or tables.mesh.outbound_policy == "deny"
+        if protocol == "http" and (denied or egress.expects_http(dst) or egress.knows(dst.port, "http")):
+            # Each request is decided by its Host, and a refusal can be told.
+            HttpConnection(await self._accepted(sock), facts, services)
+            return
+        if permission is None:
+            count(services, "denied" if denied else "allowed", protocol)
+            if denied:
+                self._refuse(sock, facts, Reason.EGRESS_DENIED, f"SNI {claimed!r}" if protocol == "tls" else "")
+                return
+        facts.egress = permission or UNKNOWN
+        await self._relay(await self._accepted(sock), facts)
+
+    async def _accepted(self, sock: socket.socket) -> Stream:
+        return await tcp_accepted(self._services.loop, sock, None, high_water=self._services.tables.mesh.buffer_bytes)
 
     # -- inbound ------------------------------------------------------------------------------------
 
@@ -131,7 +180,7 @@ class Server:
         if declared == "http" and verdict not in (None, Protocol.MESH_TLS, *_HTTP):
             self._refuse(sock, facts, Reason.PROTOCOL_MISMATCH)
             return
-        stream: Stream = await tcp_accepted(self._services.loop, sock, None, high_water=mesh.buffer_bytes)
+        stream = await self._accepted(sock)
         if verdict is Protocol.MESH_TLS:
             secured = await self._terminate(stream, facts)
             if secured is None:
@@ -178,17 +227,20 @@ class Server:
         stream.pause_reading()
         choice: Choice | None = None
         try:
-            if facts.port is not None:
-                choice = services.tables.tcp(facts.port, facts.families)
+            if facts.egress is not None:
+                upstream, choice = await dial_out(services, facts, facts.egress, ALPN_TCP)
             else:
-                choice = Choice(ServiceKey(""), services.tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
-            state = choice.endpoint
-            state.outstanding += 1
-            try:
-                upstream = await dial(services, facts, choice, state.addr, ALPN_TCP)
-            except BaseException:
-                state.outstanding -= 1
-                raise
+                if facts.port is not None:
+                    choice = services.tables.tcp(facts.port, facts.families)
+                else:
+                    choice = Choice(ServiceKey(""), services.tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
+                state = choice.endpoint
+                state.outstanding += 1
+                try:
+                    upstream = await dial(services, facts, choice, state.addr, ALPN_TCP)
+                except BaseException:
+                    state.outstanding -= 1
+                    raise
         except (Refused, UpstreamError) as exc:
             self._refuse_stream(stream, facts, exc.reason, choice, detail=str(exc))
             return
@@ -219,8 +271,8 @@ class Server:
         if self._services.access.on:
             log_connection(self._services, facts, choice, reason, detail)
 
-    def _refuse(self, sock: socket.socket, facts: Facts, reason: Reason) -> None:
-        self._count(facts, reason)
+    def _refuse(self, sock: socket.socket, facts: Facts, reason: Reason, detail: str = "") -> None:
+        self._count(facts, reason, detail=detail)
         reset(sock)
 
     def _refuse_stream(

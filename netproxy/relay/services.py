@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
 from ..config.shard import WorkloadShard
+from ..decide.egress import Permission
 from ..decide.route import PortTable, Tables
 from ..observe.access import AccessLogger
 from ..observe.record import Recorder
@@ -69,6 +70,8 @@ class Facts:
     client: ClientAddr
     dst: OriginalDst
     port: PortTable | None = None
+    egress: Permission | None = None
+    """Of an outbound connection that leaves the mesh; with HTTP each request has its own as well."""
     peer: SpiffeId = SpiffeId("")
     peer_sha256: str = ""
     began: float = 0.0

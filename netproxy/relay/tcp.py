@@ -15,6 +15,7 @@ from ..decide.route import Choice
 from ..errors import Reason
 from ..observe.record import Parties
 from ..stream import Stream
+from .egress import is_allowed
 from .facts import must_be_mesh_tls
 from .logged import log_connection
 from .services import Facts, Services
@@ -151,6 +152,9 @@ class TcpRelay:
         if shard is not None and must_be_mesh_tls(self._facts, shard):
             # The policy changed under us: of the connections that exist it ends just those that it denies.
             self.finish(Reason.MTLS_REQUIRED)
+            return
+        if self._facts.egress is not None and not is_allowed(self._services, self._facts, self._facts.egress):
+            self.finish(Reason.EGRESS_DENIED)
             return
         if self.active:
             self.active = False

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netproxy.accept.sniff import PEEK, ClientHello, Protocol, client_hello, sniff
+from netproxy.accept.sniff import NO_NAME, PEEK, ClientHello, Protocol, client_hello, sniff
 
 from .hellos import client_hello as make_hello
 from .hellos import in_records
@@ -123,9 +123,29 @@ def test_a_damaged_hello_is_never_an_error(at: int) -> None:
         assert sniff(bytes(hello)) in (None, Protocol.TLS, Protocol.MESH_TLS)
 
 
-def test_a_name_that_is_no_ascii_is_nobody() -> None:
+def test_a_name_that_can_t_be_read_is_not_the_same_as_none() -> None:
     hello = make_hello("web.shop.svc", OURS).replace(b"web.shop.svc", b"web.\xff\xfeop.svc")
-    assert client_hello(hello) == ClientHello("", ())
+    assert client_hello(hello) == ClientHello(NO_NAME, tuple(name.encode() for name in OURS))
+    assert client_hello(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00") == ClientHello(NO_NAME, ())
+
+
+@pytest.mark.parametrize(
+    ("extensions", "sni"),
+    [
+        ("", ""),
+        ("0000 0006 0004 00 0001 61", "a"),
+        # Twice, two names in one list, another type of name, lengths that do not fit, an empty name.
+        ("0000 0006 0004 00 0001 61 0000 0006 0004 00 0001 62", NO_NAME),
+        ("0000 000a 0008 00 0001 61 00 0001 62", NO_NAME),
+        ("0000 0006 0004 01 0001 61", NO_NAME),
+        ("0000 0006 0005 00 0001 61", NO_NAME),
+        ("0000 0006 0004 00 0002 61", NO_NAME),
+        ("0000 0005 0003 00 0000", NO_NAME),
+        ("0000 0000", NO_NAME),
+    ],
+)
+def test_one_name_once(extensions: str, sni: str) -> None:
+    assert client_hello(_with_extensions(bytes.fromhex(extensions))) == ClientHello(sni, ())
 
 
 first = st.sampled_from(
