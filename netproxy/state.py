@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 
-from .addr import ServiceKey
 from .log import WARNING, log
 
 AGAIN_S = 5.0
@@ -55,12 +54,12 @@ class StateFolder:
         self._retry_at = time.monotonic() + AGAIN_S
         return True
 
-    def load_vips(self) -> dict[ServiceKey, tuple[str, ...]]:
+    def load_vips(self) -> dict[str, tuple[str, ...]]:
         with contextlib.suppress(OSError, ValueError), open(self._vips) as file:
-            return {ServiceKey(key): tuple(value) for key, value in json.load(file).items()}
+            return {key: tuple(value) for key, value in json.load(file).items()}
         return {}
 
-    def save_vips(self, vips: Mapping[ServiceKey, Iterable[str]]) -> None:
+    def save_vips(self, vips: Mapping[str, Iterable[str]]) -> None:
         try:
             with open(f"{self._vips}.new", "w") as file:
                 json.dump({key: list(value) for key, value in vips.items()}, file)

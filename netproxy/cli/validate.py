@@ -9,7 +9,8 @@ import typer
 import yaml
 
 from ..config.load import load
-from ..config.snapshot import Condition, Context, ObjectStatus
+from ..config.snapshot import Context
+from ..config.status import Condition, ObjectStatus
 from ..errors import ConfigError
 from .options import Output, counted, node_name
 

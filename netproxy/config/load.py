@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import ConfigError
 from . import source
-from .model import Document, FieldPath, Object, Resource
+from .fields import FieldPath
+from .model import Document, Object, Resource
 from .snapshot import Context, Snapshot, build_snapshot
 from .validate import Validated, validate, validate_one
 

@@ -30,7 +30,8 @@ import yaml.constructor
 import yaml.resolver
 
 from ..errors import ConfigError
-from .model import Document, FieldPath, Problem
+from .fields import FieldPath
+from .model import Document, Problem
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_FILES = 10_000

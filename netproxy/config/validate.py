@@ -17,36 +17,28 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigError
-from .model import (
-    GATEWAY_API,
-    MESH_API,
-    NOT_YET,
-    Document,
-    EndpointSlice,
-    FieldPath,
-    HTTPRoute,
-    MeshConfig,
-    Object,
-    PeerAuthentication,
-    Resource,
-    Service,
-    Workload,
-    field_text,
-)
+from .fields import NOT_YET, FieldPath
+from .kubernetes import GATEWAY_API, GATEWAY_GROUP, EndpointSlice, HTTPRoute, Service, TCPRoute
+from .mesh import MESH_API, ExternalService, MeshConfig, PeerAuthentication, Workload
+from .model import Document, Object, Resource, field_text
 
 KINDS: dict[str, tuple[str, type[Resource]]] = {
     "Service": ("v1", Service),
     "EndpointSlice": ("discovery.k8s.io/v1", EndpointSlice),
     "HTTPRoute": (GATEWAY_API, HTTPRoute),
+    "TCPRoute": (GATEWAY_API, TCPRoute),
     "Workload": (MESH_API, Workload),
+    "ExternalService": (MESH_API, ExternalService),
     "MeshConfig": (MESH_API, MeshConfig),
     "PeerAuthentication": (MESH_API, PeerAuthentication),
 }
 SUPPORTED = ", ".join(f"{kind} ({version})" for kind, (version, _) in KINDS.items())
+OLD_VERSIONS = {"TCPRoute": f"{GATEWAY_GROUP}/v1alpha2"}
+"""What is read as well, where the shape is the same."""
 
 _KINDS_TO_COME = frozenset(
-    {"GRPCRoute", "TLSRoute", "TCPRoute", "BackendTLSPolicy", "ReferenceGrant", "AuthorizationPolicy"}
-    | {"RequestAuthentication", "BackendTrafficPolicy", "RateLimitPolicy", "FaultInjectionPolicy", "ExternalService"}
+    {"GRPCRoute", "TLSRoute", "BackendTLSPolicy", "ReferenceGrant", "AuthorizationPolicy"}
+    | {"RequestAuthentication", "BackendTrafficPolicy", "RateLimitPolicy", "FaultInjectionPolicy"}
 )
 _MAX_ERRORS = 100
 """Of one object: more help nobody."""
@@ -111,7 +103,7 @@ def _kind_problem(document: Document) -> tuple[FieldPath, str] | None:
     if kind not in KINDS:
         return ("kind",), f"unknown kind {_show(kind)}{_guess(kind, KINDS)}; supported: {SUPPORTED}"
     wanted = KINDS[kind][0]
-    if version != wanted:
+    if version not in (wanted, OLD_VERSIONS.get(kind)) or version is None:
         return ("apiVersion",), f"{kind} is supported as {_show(wanted)}, not {_show(version)}; supported: {SUPPORTED}"
     return None
 

@@ -60,6 +60,25 @@ spec: {{parentRefs: [{parents}], rules: [{rules}]}}
 """
 
 
+def tcp_route(name: str, refs: str, parents: str = "", meta: str = "", ns: str = "shop") -> str:
+    parents = parents or '{group: "", kind: Service, name: db}'
+    return f"""
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {{name: {name}, namespace: {ns}{", " if meta else ""}{meta}}}
+spec: {{parentRefs: [{parents}], rules: [{{backendRefs: [{refs}]}}]}}
+"""
+
+
+def external(name: str, spec: str, ports: str = "{port: 443, protocol: TLS}", ns: str = "shop") -> str:
+    return f"""
+apiVersion: netproxy.mesh/v1alpha1
+kind: ExternalService
+metadata: {{name: {name}, namespace: {ns}}}
+spec: {{{spec}, ports: [{ports}]}}
+"""
+
+
 def to(name: str, port: int = 80, more: str = "") -> str:
     return f"{{name: {name}, port: {port}{more}}}"
 

@@ -55,6 +55,43 @@ def test_a_file_that_is_no_yaml_keeps_what_it_held(tmp_path: Path, broken: str) 
     assert snapshot.rejected
 
 
+_ROUTE = """apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{group: "", kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+"""
+_EXTERNAL = """apiVersion: netproxy.mesh/v1alpha1
+kind: ExternalService
+metadata: {name: api, namespace: shop}
+spec: {hosts: [api.example.com], ports: [{port: 443, protocol: TLS}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        (_ROUTE, _ROUTE.replace("port: 80", "port: eighty")),
+        (_EXTERNAL, _EXTERNAL.replace("TLS", "HTTPS")),
+        (_EXTERNAL, _EXTERNAL.replace("ExternalService", "ExternalServcie")),
+    ],
+)
+def test_every_kind_keeps_its_last_good_version(tmp_path: Path, good: str, bad: str) -> None:
+    memory = str(tmp_path / "memory.json")
+    mesh = tmp_path / "mesh"
+    mesh.mkdir()
+    (mesh / "a.yaml").write_text(_service("web", 1))
+    (mesh / "b.yaml").write_text(good)
+    first = Loader(mesh, memory).load(_CONTEXT)
+    assert first.rejected == ()
+    (mesh / "b.yaml").write_text(bad)
+    context = Context("node-a", vips=first.vips)
+    for loader in (Loader(mesh, memory), Loader(mesh, memory)):
+        snapshot = loader.load(context)
+        assert snapshot.shards == first.shards
+        assert snapshot.kept == (f"{good.split()[3]} shop/{'web' if good is _ROUTE else 'api'}",)
+        assert len(snapshot.rejected) == 1
+
+
 def test_a_typo_in_the_kind_keeps_the_object(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(_service("web", 1))

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from netproxy.addr import ServiceKey, WorkloadKey
 from netproxy.config import source
 from netproxy.config.load import load
-from netproxy.config.model import Document, MeshConfigSpec
+from netproxy.config.mesh import MeshConfigSpec
+from netproxy.config.model import Document
 from netproxy.config.shard import (
     AccessLog,
     Backend,
     Endpoint,
+    ExternalShard,
     MeshShard,
     Rule,
     ServicePort,
@@ -29,7 +31,7 @@ from netproxy.config.shard import (
 from netproxy.config.snapshot import Context, Snapshot, Traffic, build_snapshot, declared_protocol
 from netproxy.config.validate import validate
 
-from .meshes import attached, build, mtls, route, service, slice_of, to, workload
+from .meshes import attached, build, external, mtls, route, service, slice_of, tcp_route, to, workload
 
 
 def shard(snapshot: Snapshot, name: str) -> ServiceShard:
@@ -816,6 +818,15 @@ POOL = [
         )
         for n, parent in itertools.product((80, 81), "abd")
     ),
+    *(
+        tcp_route(f"t{n}", f"{to('a')}, {to('c', n)}", f'{{group: "", kind: Service, name: {parent}}}')
+        for n, parent in itertools.product((80, 81), "ab")
+    ),
+    external("e", "hosts: [a.example.com], addresses: [10.0.0.1]"),
+    external("f", 'hosts: [a.example.com, "*.example.com"], addresses: [10.5.0.0/16]'),
+    external("g", "hosts: [a, b.shop], addresses: [10.5.5.0/24, 240.240.0.1]"),
+    external("h", "addresses: [10.0.0.0/8], endpoints: [10.9.9.9]"),
+    external("i", "hosts: [b.example.com], endpoints: [10.0.0.2]"),
     mtls("m", "mtls: {mode: DISABLE}"),
     mtls("n", "selector: {matchLabels: {app: a}}, portLevelMtls: {80: {mode: STRICT}}"),
     "apiVersion: netproxy.mesh/v1alpha1\nkind: MeshConfig\nmetadata: {name: m}\nspec: {trustDomain: x.y}\n",
@@ -829,6 +840,10 @@ def consistent(snapshot: Snapshot) -> None:
     services = {s.key().removeprefix("service/"): s for s in snapshot.shards.values() if isinstance(s, ServiceShard)}
     workloads = {s.key().removeprefix("workload/"): s for s in snapshot.shards.values() if isinstance(s, WorkloadShard)}
     vips = [vip for s in services.values() for vip in s.vips]
+    externals = [s for s in snapshot.shards.values() if isinstance(s, ExternalShard)]
+    hosts = [host for s in externals for host in s.hosts]
+    assert len({host.name for host in hosts}) == len(hosts)
+    vips += [vip for host in hosts for vip in host.vips]
     addresses = [address for w in workloads.values() for address in w.addresses]
     assert len(vips + addresses) == len(set(vips + addresses))
     for found in services.values():
@@ -843,8 +858,9 @@ def consistent(snapshot: Snapshot) -> None:
                     assert endpoint.identity in ("", owner.identity)
                 else:
                     assert not endpoint.meshed
-            for rule in p.rules or ():
-                assert rule.matches
+            assert p.tcp_rule is None or (p.rules is None and p.protocol == "tcp")
+            for rule in (*(p.rules or ()), *filter(None, [p.tcp_rule])):
+                assert bool(rule.matches) is (rule is not p.tcp_rule)
                 for backend in rule.backends:
                     if not backend.invalid:
                         assert backend.port in {q.port for q in services[backend.service].ports}
@@ -863,9 +879,10 @@ def test_no_subset_of_objects_gives_a_dangling_reference(documents: list[Documen
         assert obj.title in snapshot.statuses
         status = snapshot.statuses[obj.title].get("Accepted")
         assert status is not None
-        if f"{obj.resource.kind.lower()}/{obj.name}" in snapshot.shards:
+        key = f"{obj.resource.kind.lower().removesuffix('service') or 'service'}/{obj.name}"
+        if key in snapshot.shards:
             assert status.status == "True"
-        elif obj.resource.kind in ("Service", "Workload"):
+        elif obj.resource.kind in ("Service", "Workload", "ExternalService"):
             assert obj.title in refused
     again = build_snapshot(valid.objects, Context("node-a", snapshot.vips), valid.errors)
     assert again.shards == snapshot.shards

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netproxy.config import source
-from netproxy.config.model import Document, EndpointSlice, HTTPRoute, MeshConfig, PeerAuthentication, Service, Workload
+from netproxy.config.kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
+from netproxy.config.mesh import ExternalService, MeshConfig, PeerAuthentication, Workload
+from netproxy.config.model import Document
 from netproxy.config.validate import KINDS, Validated, validate
 
 from .meshes import errors
@@ -121,6 +123,13 @@ def test_one_bad_object_never_blocks_another_and_of_two_the_first_counts() -> No
         ),
         ("apiVersion: v1\nkind: Deployment", 2, "kind", 'unknown kind "Deployment"; supported: '),
         ("apiVersion: v1\nkind: GRPCRoute", 2, "kind", "GRPCRoute is not supported yet; supported: "),
+        (
+            "kind: TCPRoute\napiVersion: gateway.networking.k8s.io/v1beta1",
+            2,
+            "apiVersion",
+            'TCPRoute is supported as "gateway.networking.k8s.io/v1", not "gateway.networking.k8s.io/v1beta1"; ',
+        ),
+        ("kind: TCPRoute", 1, "apiVersion", 'TCPRoute is supported as "gateway.networking.k8s.io/v1", not nothing; '),
         ("apiVersion: v1", 1, "kind", "required; supported: "),
         ("kind: Service", 1, "apiVersion", 'Service is supported as "v1", not nothing; '),
         (
@@ -302,13 +311,27 @@ def rule(text: str) -> str:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        (rule("{matches: [{path: {type: RegularExpression, value: /a.*}}]}"),
-            [("rules[0].matches[0].path.type", "RegularExpression is not supported yet")]),
-        (rule("{matches: [{headers: [{type: RegularExpression, name: a, value: b}]}]}"),
-            [("rules[0].matches[0].headers[0].type", "RegularExpression is not supported yet")]),
-        (rule("{matches: [{method: GET}]}"), [("rules[0].matches[0].method", "not supported yet")]),
-        (rule("{matches: [{queryParams: [{name: a, value: b}]}]}"),
-            [("rules[0].matches[0].queryParams", "not supported yet")]),
+        (rule("{matches: [{path: {type: RegularExpression, value: '/a(?=b)'}}]}"),
+            [("rules[0].matches[0].path.value", "is no regular expression (RE2): invalid perl operator: (?=")]),
+        (rule("{matches: [{path: {type: RegularExpression, value: ''}}]}"),
+            [("rules[0].matches[0].path.value", "must not be empty")]),
+        (rule(r"{matches: [{headers: [{type: RegularExpression, name: a, value: '(b)\1'}]}]}"),
+            [("rules[0].matches[0].headers[0].value", r"is no regular expression (RE2): invalid escape sequence: \1")]),
+        (rule("{matches: [{headers: [{type: RegularExpression, name: a, value: " + "x" * 1025 + "}]}]}"),
+            [("rules[0].matches[0].headers[0].value",
+              "is no regular expression (RE2): has 1025 characters, at most 1024 are allowed")]),
+        (rule(r"{matches: [{queryParams: [{type: RegularExpression, name: a, value: '\pL{900}'}]}]}"),
+            [("rules[0].matches[0].queryParams[0].value",
+              "is no regular expression (RE2): pattern too large - compile failed")]),
+        (rule("{matches: [{queryParams: [{name: '', value: ''}, {name: a, value: b, type: Prefix}]}]}"),
+            [("rules[0].matches[0].queryParams[0].name", "must not be empty"),
+             ("rules[0].matches[0].queryParams[0].value", "must not be empty"),
+             ("rules[0].matches[0].queryParams[1].type", 'must be "Exact" or "RegularExpression", not "Prefix"')]),
+        (rule("{matches: [{queryParams: [" + ", ".join(["{name: a, value: b}"] * 17) + "]}]}"),
+            [("rules[0].matches[0].queryParams", "must have at most 16 entries, not 17")]),
+        (rule("{matches: [{method: get}]}"),
+            [("rules[0].matches[0].method",
+              'must be "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE" or "PATCH", not "get"')]),
         (rule("{filters: [{type: URLRewrite}]}"), [("rules[0].filters", "not supported yet")]),
         (rule("{backendRefs: [{name: a, port: 1, filters: [{type: URLRewrite}]}]}"),
             [("rules[0].backendRefs[0].filters", "not supported yet")]),
@@ -374,6 +397,130 @@ def test_route_defaults() -> None:
     )
     assert route.spec.rules[0].matches[0].path.value == "/"
     assert route.spec.rules[0].backend_refs[0].weight == 0
+
+
+def test_route_matches() -> None:
+    route: HTTPRoute = spec_of(
+        "HTTPRoute",
+        """
+spec:
+  rules:
+  - matches:
+    - path: {type: RegularExpression, value: "/v[0-9]+/.*"}
+      method: PATCH
+      headers: [{type: RegularExpression, name: X-A, value: "(?i)a|b"}]
+      queryParams: [{type: RegularExpression, name: "filter[é]", value: ".+"}, {name: q, value: "&"}]
+    - {queryParams: null, method: null}
+""",
+    )
+    match, other = route.spec.rules[0].matches
+    assert (match.path.value, match.method, match.headers[0].value) == ("/v[0-9]+/.*", "PATCH", "(?i)a|b")
+    assert [(q.name, q.value, q.type) for q in match.query_params] == [
+        ("filter[é]", ".+", "RegularExpression"),
+        ("q", "&", "Exact"),
+    ]
+    assert (other.method, other.query_params) == (None, ())
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha2"])
+def test_tcp_routes_of_both_versions(version: str) -> None:
+    text = f"""apiVersion: gateway.networking.k8s.io/{version}
+kind: TCPRoute
+metadata: {{name: x}}
+spec:
+  parentRefs: [{{group: "", kind: Service, name: a, port: 1}}]
+  rules: [{{name: r, backendRefs: [{{name: b, port: 2, weight: 3}}]}}]
+"""
+    (found,) = check(text).objects
+    assert isinstance(found.resource, TCPRoute)
+    assert found.resource.spec.rules[0].backend_refs[0].weight == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{}", [("rules", "required")]),
+        ("{rules: []}", [("rules", "must have at least 1 entry")]),
+        ("{rules: [{backendRefs: [{name: a, port: 1}]}, {backendRefs: [{name: a, port: 1}]}]}",
+            [("rules", "must have at most 1 entries, not 2")]),
+        ("{rules: [{}]}", [("rules[0].backendRefs", "required")]),
+        ("{rules: [{backendRefs: []}]}", [("rules[0].backendRefs", "must have at least 1 entry")]),
+        ("{rules: [{backendRefs: [{name: a, port: 1, filters: []}], matches: []}]}",
+            [("rules[0].backendRefs[0].filters", "unknown field"), ("rules[0].matches", "unknown field")]),
+        ("{parentRefs: [{name: a}, {name: a}], rules: [{backendRefs: [{name: a, port: 1}]}]}",
+            [("parentRefs[1]", "is the same as in item 0")]),
+    ],
+)  # fmt: skip
+def test_bad_tcp_routes(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("TCPRoute", spec) == expected
+
+
+def test_external_service() -> None:
+    found: ExternalService = spec_of(
+        "ExternalService",
+        """
+spec:
+  hosts: [api.example.com, "*.cdn.example.com"]
+  addresses: [192.0.2.1, 198.51.100.0/24, "2001:DB8::/32", 0.0.0.0/0]
+  ports: [{port: 443, protocol: TLS, name: https, targetPort: 8443}, {port: 80, protocol: HTTP}]
+  endpoints: ["203.0.113.1", "2001:DB8::1"]
+""",
+    )
+    assert found.spec.addresses == ("192.0.2.1/32", "198.51.100.0/24", "2001:db8::/32", "0.0.0.0/0")
+    assert found.spec.endpoints == ("203.0.113.1", "2001:db8::1")
+    assert [(p.port, p.target_port) for p in found.spec.ports] == [(443, 8443), (80, None)]
+
+
+NAME = 'must be a host name in lower case, or "*." and a host name'
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{hosts: [a.b]}", [("ports", "required")]),
+        ("{hosts: [a.b], ports: []}", [("ports", "must have at least 1 entry")]),
+        ("{ports: [{port: 1, protocol: TCP}]}", [("hosts", "hosts, addresses or both are required")]),
+        ("{hosts: [a.b], ports: [{port: 1}]}", [("ports[0].protocol", "required")]),
+        ("{hosts: [a.b], ports: [{port: 1, protocol: UDP}]}",
+            [("ports[0].protocol", 'must be "TLS", "HTTP" or "TCP", not "UDP"')]),
+        ("{hosts: [a.b], ports: [{port: 1, protocol: TLS, targetPort: https}]}",
+            [("ports[0].targetPort", 'must be a whole number, not "https"')]),
+        ("{hosts: [a.b], ports: [{port: 1, protocol: TLS, name: x}, {port: 1, protocol: TCP, name: x}]}",
+            [("ports[1].port", "is the same as in item 0"), ("ports[1].name", "is the same as in item 0")]),
+        ("{hosts: [A.b, '*', '*.*.b', 'a.*', a..b, a.b., " + "x" * 64 + ".b, 10.0.0.1, '*.7'],"
+            " ports: [{port: 1, protocol: TLS}]}",
+            [("hosts[0]", f'{NAME}, not "A.b"'), ("hosts[1]", f'{NAME}, not "*"'), ("hosts[2]", f'{NAME}, not "*.*.b"'),
+             ("hosts[3]", f'{NAME}, not "a.*"'), ("hosts[4]", f'{NAME}, not "a..b"'),
+             ("hosts[5]", f'{NAME}, not "a.b."'),
+             ("hosts[6]", f"{NAME}, not {'x' * 60!r}..."),
+             ("hosts[7]", 'must be a name: an address belongs to addresses, not "10.0.0.1"'),
+             ("hosts[8]", 'must be a name: an address belongs to addresses, not "*.7"')]),
+        ("{hosts: [a.b, a.b], ports: [{port: 1, protocol: TLS}]}", [("hosts[1]", "is the same as in item 0")]),
+        ("{hosts: [a.b, '*.b'], ports: [{port: 1, protocol: TLS}, {port: 2, protocol: TCP}]}",
+            [("ports[1].protocol", "TCP can't tell the names of a wildcard (hosts[1]) apart: "
+              "use TLS or HTTP, or list the names")]),
+        ("{addresses: [10.0.0.1, 10.0.0.1/32, 127.0.0.0/8, '::1', ff02::/16, 10.0.0.1/8],"
+            " ports: [{port: 1, protocol: TLS}]}",
+            [("addresses[2]",
+              'must not be a loopback or multicast network: those are never steered'),
+             ("addresses[3]", 'must not be a loopback or multicast network: those are never steered'),
+             ("addresses[4]", 'must not be a loopback or multicast network: those are never steered'),
+             ("addresses[5]", 'must be an address or a network such as 10.0.0.0/8 or fd00::/8, not "10.0.0.1/8"')]),
+        ("{addresses: [10.0.0.1, 10.0.0.1/32], ports: [{port: 1, protocol: TLS}]}",
+            [("addresses[1]", "is the same as in item 0")]),
+        ("{addresses: [10.0.0.1], endpoints: [10.0.0.2], ports: [{port: 1, protocol: TCP, targetPort: 2}]}",
+            [("endpoints", "needs hosts: what is dialled by address goes to that address and port"),
+             ("ports[0].targetPort", "needs hosts: what is dialled by address goes to that address and port")]),
+        ("{hosts: [a.b], endpoints: [127.0.0.1, a.b, '::'], ports: [{port: 1, protocol: TCP}]}",
+            [("endpoints[0]", 'must not be a loopback address'),
+             ("endpoints[1]", 'must be an IPv4 or IPv6 address, not "a.b"'),
+             ("endpoints[2]", 'must be the address of one host, not "::"')]),
+        ("{hosts: [a.b], endpoints: [10.0.0.1, 10.0.0.1], ports: [{port: 1, protocol: TCP}]}",
+            [("endpoints[1]", "is the same as in item 0")]),
+    ],
+)  # fmt: skip
+def test_bad_external_services(spec: str, expected: list[tuple[str, str]]) -> None:
+    assert spec_errors("ExternalService", spec) == expected
 
 
 @pytest.mark.parametrize(
@@ -481,7 +628,7 @@ def test_mesh_config() -> None:
         ("{vipCidrs: {ipv4: 10.0.0.1/16}}",
             [("vipCidrs.ipv4", 'must be an IPv4 network such as 240.240.0.0/16, not "10.0.0.1/16"')]),
         ("{vipCidrs: {ipv6: 'fd00::/120'}}", [("vipCidrs.ipv6", 'must be /112 or larger, not "fd00::/120"')]),
-        ("{via: 'a b'}", [("via", 'must be a token (RFC 9110) of letters and digits, not "a b"')]),
+        ("{via: 'a b'}", [("via", 'must be a token (RFC 9110) of letters and digits, or empty, not "a b"')]),
         ("{forwarded: add, headerCase: as-is, requestId: 'no', steering: ebpf}",
             [("forwarded", 'must be "append", "set" or "preserve", not "add"'),
              ("headerCase", 'must be "lower" or "preserve", not "as-is"'),
