@@ -11,7 +11,7 @@ PY := .venv/bin/python
 # `su` without `-` keeps the PATH of a user, who has neither nft nor ip in it.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help setup demo test lint fmt clean
+.PHONY: help setup demo test lint fmt docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
@@ -34,6 +34,9 @@ lint: setup ## ruff and mypy; edits nothing
 fmt: setup ## let ruff fix and format
 	@$(PY) -m ruff check --fix-only .
 	@$(PY) -m ruff format .
+
+docs: setup ## write docs/resources.md anew from the models
+	@$(PY) -m netproxy.config.reference docs/resources.md
 
 clean: ## remove .venv, caches and build products
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

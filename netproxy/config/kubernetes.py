@@ -246,15 +246,12 @@ class EndpointSlice(Model):
 
 
 class ParentRef(Model):
-    """Which ports a route is attached to. Write `group: ""` and `kind: Service`: those of the Gateway API are the
-    defaults, and a Gateway can't be a parent here."""
-
     name: DnsName
     """The Service."""
     group: str = GATEWAY_GROUP
-    """`""` for a Service."""
+    """Write `""`. The default is the Gateway API's and means a Gateway, which can't be a parent here."""
     kind: str = "Gateway"
-    """`Service`."""
+    """Write `Service`."""
     namespace: DnsLabel | None = None
     """Left out: the route's. Another one is not supported yet."""
     port: Port | None = None
@@ -264,8 +261,6 @@ class ParentRef(Model):
 
 
 class BackendRef(Model):
-    """Where a share of the traffic goes. One that does not exist or is in another namespace fails for its share."""
-
     name: DnsName
     """The Service whose endpoints get the traffic. Routes that are attached to it are not applied again."""
     group: str = ""
@@ -322,7 +317,7 @@ class PathMatch(Model):
     """How `value` is compared with the path without its query, case-sensitively. PathPrefix compares whole elements:
     `/abc` matches `/abc`, `/abc/` and `/abc/d`, not `/abcd`."""
     value: Annotated[str, Field(max_length=1024)] = "/"
-    """Starts with "/". For RegularExpression: RE2 syntax, matched against the whole path."""
+    """Starts with "/", unless it is a regular expression, which has to match the whole path."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -337,8 +332,8 @@ class HeaderMatchSpec(Model):
     name: HeaderName
     """Case does not matter. Of several matches with one name the first counts."""
     value: Annotated[str, Field(min_length=1, max_length=4096)]
-    """The whole value, case-sensitive; a header that came several times is its values joined by ",". For
-    RegularExpression: RE2 syntax, matched against the whole value."""
+    """The whole value, case-sensitive, or a regular expression that has to match all of it. A header that came
+    several times is its values joined by ","."""
     type: Literal["Exact", "RegularExpression"] = "Exact"
     """How `value` is compared."""
 
@@ -353,8 +348,8 @@ class QueryParamMatchSpec(Model):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     """Case-sensitive, as decoded. Of several matches with one name the first counts."""
     value: Annotated[str, Field(min_length=1, max_length=1024)]
-    """The whole value, case-sensitive, as decoded; of a parameter that came several times the first. For
-    RegularExpression: RE2 syntax, matched against the whole value."""
+    """The whole value, case-sensitive, as decoded, or a regular expression that has to match all of it. Of a parameter
+    that came several times the first counts."""
     type: Literal["Exact", "RegularExpression"] = "Exact"
     """How `value` is compared."""
 
@@ -366,8 +361,6 @@ class QueryParamMatchSpec(Model):
 
 
 class RouteMatch(Model):
-    """Fits a request if all its parts do."""
-
     path: PathMatch = PathMatch()
     """Left out: every path."""
     headers: Annotated[Items[HeaderMatchSpec], Field(max_length=16)] = ()
@@ -388,9 +381,11 @@ class RouteRule(Model):
     name: DnsName | None = None
     """For people; unique in the route."""
     matches: Annotated[Items[RouteMatch], Field(max_length=MAX_MATCHES)] = ()
-    """The rule is for requests that fit any of them. Left out: for all. A route may have 128 in all."""
+    """The rule is for requests that fit any of them, and a request fits one if it fits all its parts. Left out: for
+    all requests. A route may have 128 in all."""
     backend_refs: Annotated[Items[HTTPBackendRef], Field(max_length=16)] = ()
-    """Where the requests go. Without any, or where one can't be used, the answer is 500."""
+    """Where the requests go. Without any, and for the share of one that does not exist or can't be used, the answer
+    is 500."""
     timeouts: RouteTimeouts = RouteTimeouts()
     """How long a request may take."""
     filters: NotYet = None
@@ -404,7 +399,7 @@ class HTTPRouteSpec(Model):
     hostnames: Annotated[Items[Hostname], Field(max_length=16)] = ()
     """Has no effect and gives a warning: the Service that was dialled decides, not the host name."""
     rules: Annotated[Items[RouteRule], Field(min_length=1, max_length=16)] = (RouteRule(),)
-    """Which requests go where."""
+    """Which requests go where. Left out: one rule without backends."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -444,7 +439,7 @@ class TCPRouteRule(Model):
     name: DnsName | None = None
     """For people."""
     backend_refs: Annotated[Items[BackendRef], Field(min_length=1, max_length=16)]
-    """Which Services share the connections. Those of a backend that can't be used are closed."""
+    """Which Services share the connections. Those of one that does not exist or can't be used are closed."""
 
 
 class TCPRouteSpec(Model):

@@ -53,8 +53,6 @@ def _netns(path: str) -> str:
 
 
 class Attach(Model):
-    """Where the workload lives, so that its traffic can be steered."""
-
     netns: Annotated[str, AfterValidator(_netns)] | None = None
     """The path of the workload's network namespace, such as `/run/netns/reviews`; required. It may appear later."""
     systemd_unit: NotYet = None
@@ -78,8 +76,6 @@ class WorkloadPort(Model):
 
 
 class WorkloadDns(Model):
-    """What becomes of the names that a workload asks for."""
-
     capture: bool = True
     """Queries to port 53, UDP and TCP, are answered by netproxy: names of the mesh from its configuration, others
     by the nameservers. False leaves them alone; then only what is dialled by address can be routed."""
@@ -99,9 +95,6 @@ _Cidrs = Annotated[Items[Cidr], Field(max_length=256)]
 
 
 class OutboundTraffic(Model):
-    """Which connections that the workload makes are steered. An exclusion wins over an inclusion, and the virtual
-    addresses of the mesh are always steered."""
-
     include_ports: _Ports = ()
     """Only connections to these ports are steered. Left out: all."""
     exclude_ports: _Ports = ()
@@ -115,9 +108,6 @@ class OutboundTraffic(Model):
 
 
 class InboundTraffic(Model):
-    """Which connections to the workload are steered. What is not steered reaches it as it came: not decrypted, and in
-    plaintext even if mesh TLS is required. An exclusion wins over an inclusion."""
-
     include_ports: _Ports = ()
     """Only connections to these ports are steered. Left out: all."""
     exclude_ports: _Ports = ()
@@ -127,12 +117,12 @@ class InboundTraffic(Model):
 
 
 class WorkloadTraffic(Model):
-    """What of a workload's traffic is steered. Lists are sorted, and networks that overlap are merged."""
-
     outbound: OutboundTraffic = OutboundTraffic()
-    """Of the connections that the workload makes."""
+    """Which of the connections that the workload makes. An exclusion wins over an inclusion, and the virtual addresses
+    of the mesh are always steered."""
     inbound: InboundTraffic = InboundTraffic()
-    """Of the connections to the workload."""
+    """Which of the connections to the workload. An exclusion wins over an inclusion. What is not steered reaches the
+    workload as it came: mesh TLS is not taken off, and plaintext comes in even if mesh TLS is required."""
 
 
 class WorkloadSpec(Model):
@@ -152,7 +142,7 @@ class WorkloadSpec(Model):
     dns: WorkloadDns = WorkloadDns()
     """Who answers the names that it asks for."""
     traffic: WorkloadTraffic = WorkloadTraffic()
-    """What of its traffic is steered. Left out: all TCP."""
+    """What of its traffic is steered. Left out: all TCP. Networks in its lists that overlap are merged."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -259,8 +249,6 @@ _MESH, _LOG = MeshShard(), AccessLog()
 
 
 class AccessLogSpec(Model):
-    """Which requests and connections are logged: a share of all, and besides those what any other field names."""
-
     percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = _LOG.percent
     """Of all requests and connections, chosen at random. 0: none for this reason; 100: all."""
     min_status: Annotated[int, Field(ge=100, le=599)] | None = None
@@ -268,7 +256,7 @@ class AccessLogSpec(Model):
     min_duration: PositiveDuration | None = None
     """All requests and connections that took this long or longer."""
     flags: Annotated[Items[Flag], Field(max_length=64)] = _LOG.flags
-    """All that ended with one of these response flags, such as `UF` (the endpoint could not be connected)."""
+    """All that ended with one of these [response flags](#response-flags), such as `UF` or `UH`."""
 
 
 class MeshConfigSpec(Model):
@@ -287,16 +275,16 @@ class MeshConfigSpec(Model):
     opaque_ports: Items[Port] = _MESH.opaque_ports
     """Ports whose connections are relayed unread unless something declares them otherwise: servers that speak first."""
     vip_cidrs: VipCidrs = VipCidrs()
-    """The networks that virtual addresses are chosen from. Nothing else may use them."""
+    """The networks that virtual addresses are chosen from. Nothing else may use them; what changes here moves them."""
     cluster_domain: DnsName = _MESH.cluster_domain
     """The end of the full names of Services: `<service>.<namespace>.svc.<clusterDomain>`."""
     detect_timeout: PositiveDuration = _MESH.detect_timeout_s
-    """How long the first octets of a connection are waited for where the protocol is not declared; then it is
-    relayed unread."""
+    """How long the first octets of a connection are waited for where the protocol is not declared. Then it is
+    relayed unread, or closed where only HTTP may pass."""
     header_timeout: PositiveDuration = _MESH.header_timeout_s
     """For the whole head of a request, from its first octet."""
     idle_timeout: PositiveDuration = _MESH.idle_timeout_s
-    """How long an HTTP connection may be without any octet in either direction."""
+    """How long an HTTP connection, or a relayed one that is closed in one direction, may be without any octet."""
     connect_timeout: PositiveDuration = _MESH.connect_timeout_s
     """For the connection to an endpoint."""
     handshake_timeout: PositiveDuration = _MESH.handshake_timeout_s
@@ -304,7 +292,7 @@ class MeshConfigSpec(Model):
     pool_idle_timeout: PositiveDuration = _MESH.pool_idle_s
     """How long a connection to an endpoint is kept for the next request. Below what servers allow (often 5 s)."""
     tcp_idle_timeout: PositiveDuration = _MESH.tcp_idle_timeout_s
-    """How long a relayed connection may be without any octet in either direction."""
+    """How long a relayed connection may be without any octet."""
     expect_continue_timeout: PositiveDuration = _MESH.expect_continue_timeout_s
     """How long an upstream may keep silent about `Expect: 100-continue` before the proxy itself says 100."""
     max_head_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = _MESH.max_head_bytes
@@ -325,7 +313,8 @@ class MeshConfigSpec(Model):
     via: Token = _MESH.via
     """The name under which the proxy adds itself to `via` (RFC 9110, section 7.6.3). Empty: it does not."""
     access_log: AccessLogSpec = AccessLogSpec()
-    """Which requests and connections are logged. Left out: none."""
+    """Which requests and connections are logged: a share of all, and besides those what any of the other fields names.
+    Left out: none."""
     dns_timeout: PositiveDuration = _MESH.dns_timeout_s
     """How long a forwarded DNS query waits for its answer."""
     dns_max_outstanding: Annotated[int, Field(ge=1, le=60_000)] = _MESH.dns_max_outstanding

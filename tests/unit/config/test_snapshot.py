@@ -786,10 +786,11 @@ def test_load_a_folder(tmp_path: Path) -> None:
     assert [Path(error.file).name for error in snapshot.rejected] == ["b.yaml"]
 
 
-def test_the_example() -> None:
-    snapshot = load(Path(__file__).parents[3] / "examples" / "bookshop", Context("node-a"))
+@pytest.mark.parametrize(("name", "local"), [("bookshop", 5), ("egress", 1)])
+def test_the_examples(name: str, local: int) -> None:
+    snapshot = load(Path(__file__).parents[3] / "examples" / name, Context("node-a"))
     assert rejected(snapshot) == []
-    assert len(snapshot.local_workloads) == 5
+    assert len(snapshot.local_workloads) == local
     assert all(
         c.status == ("True" if c.type != "Warning" else "") for s in snapshot.statuses.values() for c in s.conditions
     )
