@@ -1,19 +1,20 @@
 """ExternalServices: which of them hold, and their shards. PURE.
 
-Who comes first keeps what it claims: a host name belongs to one ExternalService, and so does an address with a port.
-What is the mesh's (names of Services, virtual addresses, addresses of Services and Workloads) is nobody else's.
+Who comes first keeps what it claims: a host name belongs to one ExternalService, and so does a network with a port,
+unless their hosts tell them apart. Within a network there may be smaller ones: the longest prefix wins. What is the
+mesh's (names of Services, virtual addresses, addresses of Services and Workloads) is nobody else's.
 """
 
 from __future__ import annotations
 
-import bisect
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ..addr import ServiceKey
 from ..errors import ConfigError
+from .kubernetes import Service
 from .mesh import ExternalService
 from .model import Object, Resource
 from .shard import ExternalHost, ExternalPort, ExternalShard
@@ -79,27 +80,6 @@ def merged(cidrs: Iterable[str]) -> tuple[str, ...]:
     return tuple(str(n) for n in (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)))
 
 
-@dataclass(slots=True)
-class _Ranges:
-    """Networks of one family that don't overlap, in order, each with its owner."""
-
-    starts: list[int] = field(default_factory=list)
-    networks: list[tuple[Network, Object[ExternalService]]] = field(default_factory=list)
-
-    def overlap(self, network: Network) -> tuple[Network, Object[ExternalService]] | None:
-        """Networks contain one another or have nothing in common: only the neighbours can overlap."""
-        place = bisect.bisect_right(self.starts, int(network.network_address))
-        for found, owner in self.networks[max(0, place - 1) : place + 1]:
-            if found.overlaps(network):
-                return found, owner
-        return None
-
-    def add(self, network: Network, owner: Object[ExternalService]) -> None:
-        place = bisect.bisect_right(self.starts, int(network.network_address))
-        self.starts.insert(place, int(network.network_address))
-        self.networks.insert(place, (network, owner))
-
-
 class _Claims:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -110,21 +90,20 @@ class _Claims:
             self.names.setdefault(name, obj)
             self.names[f"{name}.{namespace}"] = obj
         self.hosts: dict[str, Object[ExternalService]] = {}
-        self.ranges: dict[tuple[int, int], _Ranges] = {}
-        """By port and IP version."""
+        self.networks: dict[tuple[str, int], list[tuple[Object[ExternalService], str]]] = {}
+        """Owners of a network with a port, and the protocol of each."""
 
     def add(self, obj: Object[ExternalService]) -> None:
         spec = obj.resource.spec
         self.hosts.update(dict.fromkeys(spec.hosts, obj))
-        for network in map(ipaddress.ip_network, merged(spec.addresses)):
+        for network in merged(spec.addresses):
             for port in spec.ports:
-                self.ranges.setdefault((port.port, network.version), _Ranges()).add(network, obj)
+                self.networks.setdefault((network, port.port), []).append((obj, port.protocol))
 
     def errors(self, obj: Object[ExternalService]) -> list[ConfigError]:
         spec = obj.resource.spec
         found = [(("hosts", i), self.host_problem(host)) for i, host in enumerate(spec.hosts)]
-        ports = [port.port for port in spec.ports]
-        found += [(("addresses", i), self.network_problem(text, ports)) for i, text in enumerate(spec.addresses)]
+        found += [(("addresses", i), self.network_problem(obj, text)) for i, text in enumerate(spec.addresses)]
         found += [(("endpoints", i), self.endpoint_problem(text)) for i, text in enumerate(spec.endpoints)]
         return [obj.error(text, "spec", *path) for path, text in found if text]
 
@@ -141,25 +120,30 @@ class _Claims:
             return f"is a name of {first(service)}"
         return ""
 
-    def network_problem(self, text: str, ports: Iterable[int]) -> str:
-        network = ipaddress.ip_network(text)
+    def network_problem(self, obj: Object[ExternalService], text: str) -> str:
+        network, spec = ipaddress.ip_network(text), obj.resource.spec
         for vips in self.vip_networks:
             # What contains a network of virtual addresses is fine: those come first, one by one.
-            if network.version == vips.version and network.subnet_of(vips):  # type: ignore[arg-type]
+            if _is_within(network, vips):
                 return f"is within the virtual addresses {vips} (MeshConfig vipCidrs)"
         if network.num_addresses == 1 and (owner := self.mesh.owners.get(str(network.network_address))):
             return f"is an address of {first(owner)}"
-        for port in ports:
-            ranges = self.ranges.get((port, network.version))
-            overlap = ranges.overlap(network) if ranges else None
-            if overlap:
-                return f"overlaps {overlap[0]} of {first(overlap[1])} on port {port}"
+        whole = next(whole for whole in merged(spec.addresses) if _is_within(network, ipaddress.ip_network(whole)))
+        for port in spec.ports:
+            for other, protocol in self.networks.get((whole, port.port), ()):
+                by_name = protocol == port.protocol != "TCP" and spec.hosts and other.resource.spec.hosts
+                if not by_name:
+                    return f"{whole} with port {port.port} belongs to {first(other)}"
         return ""
 
     def endpoint_problem(self, text: str) -> str:
         address = ipaddress.ip_address(text)
         if any(address in network for network in self.vip_networks):
             return "is a virtual address (MeshConfig vipCidrs)"
-        if owner := self.mesh.owners.get(text):
-            return f"is an address of {first(owner)}"
-        return ""
+        owner = self.mesh.owners.get(text)
+        # A Workload may well be the way out of the mesh.
+        return f"is an address of {first(owner)}" if owner and isinstance(owner.resource, Service) else ""
+
+
+def _is_within(network: Network, outer: Network) -> bool:
+    return network.version == outer.version and network.subnet_of(outer)  # type: ignore[arg-type]

@@ -185,8 +185,8 @@ class ExternalServiceSpec(Model):
     name has one ExternalService. Each name that is not a wildcard gets virtual addresses that are kept; a workload that
     asks for the name is told those. At any other address, TLS and HTTP are known by SNI or Host."""
     addresses: Annotated[Items[ExternalCidr], Field(max_length=256)] = ()
-    """Addresses and networks. What is dialled there, on one of the ports, goes there. No address has two
-    ExternalServices with the same port."""
+    """Addresses and networks. What is dialled there, on one of the ports, goes there; with `hosts`, TLS and HTTP only
+    if SNI or Host is one of them. A network has one ExternalService per port, unless hosts tell several apart."""
     ports: Annotated[Items[ExternalPort], Field(min_length=1, max_length=64)]
     """What may be called."""
     endpoints: Annotated[Items[ExternalIp], Field(max_length=64)] = ()
@@ -223,9 +223,9 @@ class ExternalService(Model):
     """Something outside of the mesh that workloads of every namespace may call. With MeshConfig `outboundPolicy: deny`
     the ExternalServices are the list of what may be called at all; with `allow` they name it in metrics and logs.
 
-    Of several that fit a connection, a virtual address comes before a network, and both before SNI or Host; the address
-    of a Service or Workload comes before all of them. An exact name comes before a wildcard, and of wildcards the
-    longest wins."""
+    Of several that fit a connection, a virtual address comes before a network, and both before SNI or Host. Of networks
+    the smallest wins, of names the exact one, then the longest wildcard. What is dialled by virtual address or by name
+    goes to the endpoints, or to what the name resolves to, whatever address the client gave with the name."""
 
     api_version: Literal["netproxy.mesh/v1alpha1"]
     kind: Literal["ExternalService"]

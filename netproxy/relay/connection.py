@@ -6,6 +6,10 @@ One `Exchange` per request. Its two halves move independently::
     upstream:  none --take/dial--> open --(response End)--> given back or closed
     response:  none --head--> started --End--> done
 
+A head that begins a tunnel (101, 2xx to CONNECT) makes both halves octets: whatever comes from either side goes to the
+other, each way ends by itself with its sender's end of stream, and when both have, both connections are closed. From
+then on it is checked, drained and aborted as `tcp.TcpRelay` is, and it is one request still, counted at its end.
+
 It ends exactly once, in `_finish`, with exactly one Reason. Before the response has started a failure is
 answered (problem+json); after that the downstream connection is reset, since a clean close could pass for a
 complete body.
@@ -14,9 +18,11 @@ Backpressure: the downstream is not read while its upstream is not connected or 
 upstream is not read while the downstream is not writable, and no request is begun while the answers before
 it wait to be read. So at most one received chunk and the write buffers are held.
 
-A request on a reused connection that dies before a single octet came back is sent again, once, on a
-fresh one, if its method is idempotent and it had no body (RFC 9110 section 9.2.2): the endpoint closed its idle
-connection just then.
+Timeouts: a head has `header_timeout_s` from its first octet to its last, however slowly they come. An exchange in which
+no octet moves for `idle_timeout_s` ends, so a slow body or a slow reader that moves at all goes on: it costs a
+connection on both sides, and no memory.
+
+1xx answers go on to HTTP/1.1 clients, to HTTP/1.0 never. What else is sent again, see `replay`; who says 100, `expect`.
 """
 
 from __future__ import annotations
@@ -43,22 +49,27 @@ from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .egress import NEXT_AFTER, Targets, http_permission, is_allowed
 from .exchange import (
+    RequestEdits,
+    ResponseEdits,
     authority_of,
+    expectations,
     problem,
     request_for_match,
     request_for_upstream,
     response_for_downstream,
+    switches_as_asked,
     without_ours,
     xfcc_value,
 )
+from .expect import CONTINUE, Expectation
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .logged import Ended, log_request
+from .replay import Replay
 from .services import Facts, Services
 from .upstream import ALPN_HTTP1, UpstreamHttp
 
 _LINGER_S = 2.0
 _LINGER_BYTES = 1024 * 1024
-_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 
 # Why the downstream is not read.
 _CONNECTING, _UPSTREAM_FULL, _PIPELINED, _UNREAD = 1, 2, 4, 8
@@ -92,7 +103,8 @@ class HttpConnection:
         self.facts = facts
         self.services = services
         self.workload = facts.workload
-        self._engine: H1Server = server_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
+        limits = H1Limits(mesh.max_head_bytes, mesh.max_headers)
+        self._engine: H1Server = server_engine(limits, keep_spelling=mesh.header_case == "preserve")
         self._exchange: Exchange | None = None
         self._holds = 0
         self._writable = True
@@ -167,10 +179,7 @@ class HttpConnection:
                 # No reset: it would take back what a slow client has not read yet.
                 self.stream.close()
         elif self._exchange is not None:
-            if self._exchange.is_forbidden():
-                self._exchange.forbid()
-            elif now - self._activity >= mesh.idle_timeout_s:
-                self._exchange.idle_timeout()
+            self._exchange.check(now - self._activity)
         elif self._head_since:
             if now - self._head_since >= mesh.header_timeout_s:
                 self.refuse(Reason.HEAD_TIMEOUT, "the request head is not complete")
@@ -188,6 +197,8 @@ class HttpConnection:
             self._close()
 
     def abort(self) -> None:
+        if self._exchange is not None:
+            self._exchange.abort()
         self.stream.abort()
 
     # -- requests -----------------------------------------------------------------------------------
@@ -299,9 +310,26 @@ class HttpConnection:
         if buffers:
             self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
 
+    def begin_tunnel(self) -> None:
+        """The head that grants it was sent. What the client has sent behind its request already is for the tunnel."""
+        self._dispatch(self._engine.resume())
+        self.hold(_PIPELINED, False)
+
+    def end_sending(self) -> None:
+        """The tunnel's way to the client is over."""
+        self.send(End(1))
+        self.stream.write_eof()
+
+    def tunnel_done(self) -> None:
+        """Both ways are over. What is still queued goes out first."""
+        self._exchange = None
+        self._holds = 0
+        self._activity = self.services.now()
+        self.stream.close()
+
     def answer(self, reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0) -> int:
         """Our own complete response. Returns its status."""
-        head, body = problem(reason, detail, decided_by, tried, status)
+        head, body = problem(reason, detail, decided_by, tried, status=status, date=self.services.date())
         try:
             self.send(head)
             self.send(Data(1, body))
@@ -340,6 +368,8 @@ class Exchange:
         "_connected_at",
         "_connection",
         "_done",
+        "_ended",
+        "_expectation",
         "_failed",
         "_head",
         "_head_at",
@@ -347,17 +377,19 @@ class Exchange:
         "_moved_in",
         "_moved_out",
         "_queue",
-        "_replayable",
+        "_replay",
         "_request_sent",
         "_response_done",
         "_response_started",
         "_reused",
+        "_sent_head",
         "_services",
         "_started",
         "_status",
         "_targets",
         "_task",
         "_timer",
+        "_tunnel",
         "_upstream",
     )
 
@@ -374,7 +406,13 @@ class Exchange:
         self._key: PoolKey | None = None
         self._queue: list[Event] | None = []
         """Events that wait for the upstream; None once it is open."""
-        self._replayable = head.method in _IDEMPOTENT
+        self._sent_head = head
+        """As it goes on, once that is decided."""
+        self._replay: Replay | None = None
+        self._expectation: Expectation | None = None
+        self._tunnel = False
+        self._ended = [False, False]
+        """Which ways of the tunnel are over: the client's, the upstream's."""
         self._request_sent = self._response_started = self._response_done = self._done = False
         self._upstream: UpstreamHttp | None = None
         self._task: asyncio.Task[None] | None = None
@@ -395,9 +433,12 @@ class Exchange:
 
     def start(self) -> None:
         facts = self._connection.facts
-        if self._head.method == b"CONNECT":
-            self._refuse(Reason.NOT_IMPLEMENTED, "CONNECT is not supported yet")
+        expected = expectations(self._head)
+        if any(expectation != CONTINUE for expectation in expected):
+            self._refuse(Reason.NOT_IMPLEMENTED, "an expectation other than 100-continue", status=417)
             return
+        if expected:
+            self._expectation = Expectation(self._say_continue)
         try:
             if facts.egress is not None:
                 self._targets = Targets(self._services, facts, http_permission(self._services, facts, self._head))
@@ -407,7 +448,8 @@ class Exchange:
             self._refuse(exc.reason, exc.detail, exc.decided_by)
             return
         assert self._queue is not None
-        self._queue.append(self._request_head())
+        self._sent_head = self._request_head()
+        self._queue.append(self._sent_head)
         if self._choice is not None:
             self._go(self._choice)
         else:
@@ -466,12 +508,17 @@ class Exchange:
         return tables.route(port, request_for_match(self._head), facts.families)
 
     def _request_head(self) -> RequestHead:
-        facts = self._connection.facts
-        xfcc = b""
-        if facts.inbound and facts.peer:
-            xfcc = xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256)
+        facts, mesh = self._connection.facts, self._services.tables.mesh
         name = self._targets.permission.name if self._targets is not None else ""
-        return request_for_upstream(self._head, xfcc, authority_of(name or facts.dst.host, facts.dst.port))
+        edits = RequestEdits(
+            xfcc=xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256) if facts.peer else b"",
+            dialled=authority_of(name or facts.dst.host, facts.dst.port),
+            client=facts.client.host.encode() if facts.inbound else b"",
+            forwarded=mesh.forwarded,
+            request_id=self._services.new_id() if mesh.request_id else b"",
+            via=mesh.via.encode(),
+        )
+        return request_for_upstream(self._head, edits)
 
     def _dial(self) -> None:
         assert self._key is not None
@@ -524,6 +571,8 @@ class Exchange:
         if not self._connection.is_writable:
             upstream.stream.pause_reading()
         upstream.begin(self)
+        # On a fresh one it is no race that is lost, and after a replay there is no other.
+        self._replay = Replay(self._sent_head) if upstream.reused else None
         self._attempts += 1
         self._reused = upstream.reused
         if self._services.access.on:
@@ -533,6 +582,8 @@ class Exchange:
             if self._upstream is not upstream:
                 return
             self._forward(event)
+        if self._expectation is not None:
+            self._expectation.head_sent(self._services.loop, self._services.tables.mesh.expect_continue_timeout_s)
 
     # -- request side -------------------------------------------------------------------------------
 
@@ -540,13 +591,16 @@ class Exchange:
         if self._queue is not None:
             self._queue.append(event)
         elif self._upstream is not None:
+            if self._replay is not None:
+                self._replay.keep(event)
             try:
                 self._upstream.send(event)
             except LocalProtocolError as exc:
                 self._fail(Reason.INTERNAL, str(exc))
 
     def request_data(self, event: Data) -> None:
-        self._replayable = False
+        if self._expectation is not None:
+            self._expectation.over()
         self._moved_in += len(event.data)
         self._forward(event)
 
@@ -555,8 +609,19 @@ class Exchange:
             self._forward(Trailers(1, headers))
 
     def request_end(self, event: End) -> None:
+        if self._tunnel:
+            if self._upstream is not None:
+                self._upstream.end_sending()
+            self._end_way(0)
+            return
+        if self._expectation is not None:
+            self._expectation.over()
         self._request_sent = True
         self._forward(event)
+
+    def _say_continue(self) -> None:
+        self._services.recorder.arena.count("expect_continue_timeouts")
+        self._connection.send(Informational(1, 100, []))
 
     def bad_request(self, reason: Reason, exc: RemoteProtocolError) -> None:
         """The body turned out malformed."""
@@ -586,7 +651,7 @@ class Exchange:
 
     def response_begins(self) -> None:
         """The upstream said something, were it half a head: it may have done what was asked."""
-        self._replayable = False
+        self._replay = None
 
     def response(self, event: Event) -> None:
         """An event from the upstream."""
@@ -594,23 +659,20 @@ class Exchange:
         try:
             match event:
                 case ResponseHead():
-                    self._response_started = True
-                    if not self._request_sent:
-                        # An early answer ends the connection, since the rest of the body is not wanted: say so.
-                        self._connection.announce_close()
-                    self._status = event.status
-                    if self._services.access.on:
-                        self._head_at = self._services.now()
-                    self._connection.send(response_for_downstream(event, from_agent=bool(self._key and self._key.tls)))
+                    self._response_head(event)
                 case Data():
                     self._moved_out += len(event.data)
                     self._connection.send(event)
+                case End() if self._tunnel:
+                    self._connection.end_sending()
+                    self._end_way(1)
                 case End():
                     self._response_done = True
                     self._connection.send(event)
                     self._response_end()
                 case Informational():
-                    self._connection.send(event._replace(headers=without_ours(event.headers)))
+                    if self._expectation is None or self._expectation.passes(event.status):
+                        self._connection.send(event._replace(headers=without_ours(event.headers)))
                 case Trailers():
                     if headers := without_ours(event.headers):
                         self._connection.send(Trailers(1, headers))
@@ -619,6 +681,43 @@ class Exchange:
         except LocalProtocolError as exc:
             self._drop_upstream()
             self._fail(Reason.UPSTREAM_PROTOCOL, f"the response can't be passed on: {exc}")
+
+    def _response_head(self, event: ResponseHead) -> None:
+        if event.status == 101 and not switches_as_asked(event, self._sent_head.headers):
+            self._fail(Reason.UPSTREAM_PROTOCOL, "101 to a protocol that was not asked for")
+            return
+        if self._expectation is not None:
+            self._expectation.over()
+        self._response_started = True
+        if not self._request_sent:
+            # An early answer ends the connection, since the rest of the body is not wanted: say so.
+            self._connection.announce_close()
+        self._status = event.status
+        if self._services.access.on:
+            self._head_at = self._services.now()
+        edits = ResponseEdits(
+            from_agent=bool(self._key and self._key.tls),
+            date=self._services.date(),
+            via=self._services.tables.mesh.via.encode(),
+        )
+        self._connection.send(response_for_downstream(event, edits))
+        if event.status == 101 or (self._head.method == b"CONNECT" and event.status < 300):
+            self._begin_tunnel()
+
+    def _begin_tunnel(self) -> None:
+        assert self._upstream is not None
+        self._tunnel = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._upstream.begin_tunnel()
+        self._connection.begin_tunnel()
+
+    def _end_way(self, way: int) -> None:
+        self._ended[way] = True
+        if all(self._ended) and self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            upstream.tunnel_done()
+            self._finish(Reason.OK)
 
     def _response_end(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -633,25 +732,38 @@ class Exchange:
 
     def upstream_gone(self, reason: Reason, detail: str) -> None:
         """The upstream connection ended or broke before the response was complete."""
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None and upstream.reused and self._replayable and self._request_sent:
-            self._queue = [self._request_head(), End(1)]
+        self._upstream = None
+        again = self._replay.take() if self._replay is not None else None
+        if again is not None:
+            self._replay = None
+            self._queue = again
             self._services.recorder.arena.count("upstream_replays")
+            self._connection.hold(_UPSTREAM_FULL, False)
             self._dial()
             return
         self._fail(reason, detail)
 
     # -- ends ---------------------------------------------------------------------------------------
 
-    def is_forbidden(self) -> bool:
-        """Has a change of the configuration taken away what the request was allowed?"""
-        targets = self._targets
-        return targets is not None and not is_allowed(self._services, self._connection.facts, targets.permission)
+    def check(self, idle_s: float) -> None:
+        """`idle_s`: so long nothing has moved."""
+        mesh, facts = self._services.tables.mesh, self._connection.facts
+        if self._targets is not None and not is_allowed(self._services, facts, self._targets.permission):
+            self._fail(Reason.EGRESS_DENIED, "the configuration that allowed it has changed")
+        elif not self._tunnel:
+            if idle_s >= mesh.idle_timeout_s:
+                self._idle_timeout()
+        elif must_be_mesh_tls(facts, self._services.tables.workloads.get(facts.workload, facts.shard)):
+            # The policy changed under us, see `tcp`.
+            self._fail(Reason.MTLS_REQUIRED, "the workload now accepts mesh TLS only")
+        elif idle_s >= mesh.tcp_idle_timeout_s:
+            self._fail(Reason.IDLE_TIMEOUT, "nothing moved in the tunnel for its idle timeout")
 
-    def forbid(self) -> None:
-        self._fail(Reason.EGRESS_DENIED, "the configuration that allowed it has changed")
+    def abort(self) -> None:
+        if self._tunnel:
+            self._fail(Reason.DRAINING, "the tunnel did not end in time")
 
-    def idle_timeout(self) -> None:
+    def _idle_timeout(self) -> None:
         if self._request_sent:
             self._fail(Reason.UPSTREAM_TIMEOUT, "nothing moved for the idle timeout")
         else:
@@ -661,11 +773,12 @@ class Exchange:
         self._timer = None
         self._fail(Reason.UPSTREAM_TIMEOUT, f"not answered within {timeout_s:g} s")
 
-    def _refuse(self, reason: Reason, detail: str, decided_by: str = "") -> None:
-        must_close = reason is Reason.NOT_IMPLEMENTED
+    def _refuse(self, reason: Reason, detail: str, decided_by: str = "", status: int = 0) -> None:
+        # Nobody knows whether a client that waits for 100 sends its content after this.
+        must_close = self._expectation is not None or status == 417
         if must_close:
             self._connection.announce_close()
-        self._status = self._connection.answer(reason, detail, decided_by, ())
+        self._status = self._connection.answer(reason, detail, decided_by, (), status)
         self._finish(reason, must_close=must_close, detail=detail, decided_by=decided_by)
 
     def _fail(self, reason: Reason, detail: str) -> None:
@@ -699,6 +812,8 @@ class Exchange:
         self._done = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._expectation is not None:
+            self._expectation.over()
         if self._choice is not None:
             self._choice.endpoint.outstanding -= 1
         facts = self._connection.facts
@@ -714,6 +829,9 @@ class Exchange:
             self._log(reason, duration_s, detail, decided_by)
         if reset:
             self._connection.stream.abort()
+        elif self._tunnel:
+            if reason is Reason.OK:
+                self._connection.tunnel_done()
         elif reason is not Reason.DOWNSTREAM_CLOSED:
             self._connection.exchange_done(must_close=must_close)
 
@@ -731,7 +849,7 @@ class Exchange:
             self._head_at - self._started if self._head_at else -1.0,
             decided_by,
         )
-        request_id = next((value for name, value in self._head.headers if name == b"x-request-id"), b"")
+        request_id = next((value for name, value in self._sent_head.headers if name == b"x-request-id"), b"")
         log_request(
             self._services, self._connection.facts, self._head, self._choice, request_id=request_id, ended=ended
         )

@@ -80,7 +80,7 @@ def _refused(services: Services, facts: Facts, authority: str, *, vip: bool) -> 
     port = facts.dst.port
     detail = (
         f"no ExternalService allows {host} on port {port}. One with {kind}: [{host}] and "
-        f"ports: [{{port: {port}, protocol: http}}] would, and so would outboundPolicy: allow in MeshConfig"
+        f"ports: [{{port: {port}, protocol: HTTP}}] would, and so would outboundPolicy: allow in MeshConfig"
     )
     return Refused(Reason.EGRESS_DENIED, detail, "MeshConfig outboundPolicy")
 

@@ -1,83 +1,241 @@
 """What is changed in a message on its way, and what is said when there is no answer. PURE.
 
-Edits of a request (documented in docs, tested octet by octet):
+This is the whole list: what is not here passes octet by octet. Each agent that a message passes makes these edits, so
+between two meshed workloads they are made twice (outbound by the caller's agent, inbound by the other's).
 
-* hop-by-hop fields go: ``connection`` and what it names, ``keep-alive``, ``proxy-connection``, ``te`` except
-  ``trailers``, ``upgrade`` (RFC 9110 section 7.6.1). ``transfer-encoding`` stays as framing.
-* an absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2); that of an
-  OPTIONS request becomes ``*`` when it has neither path nor query (RFC 9112 section 3.2.4).
+Both ways, by the codec:
+
+* A head is written anew: version 1.1, one blank in the status line and after each colon, no white space at the ends of
+  values, names of fields in lower case. With ``headerCase: preserve`` names stay as their sender wrote them (of a name
+  that is written in two ways, the first); a name that is added and was not in the message is in lower case, and so are
+  the names in trailers and in 1xx answers. Fields keep their order. The reason phrase is the usual one of the status,
+  or empty. Empty lines before a request line are dropped.
+* A chunked body keeps its octets, not its chunks: sizes change, chunk extensions go. ``transfer-encoding`` is written
+  ``chunked``, in lower case.
+* Fields that are for one hop go: ``connection`` and what it names, ``keep-alive``, ``proxy-connection``,
+  ``http2-settings``, ``te``, ``upgrade`` (RFC 9110 section 7.6.1). ``host``, ``content-length``, ``transfer-encoding``
+  and ``trailer`` can't be named away. What replaces them, and all that is added, comes behind the other fields, in the
+  order of this text.
+
+Requests:
+
+* ``te`` is ``trailers`` if the client wants trailers.
+* ``upgrade`` with ``connection: upgrade`` goes on, without the protocols ``h2c`` (RFC 9113 section 3.1), ``h2``,
+  ``TLS/...`` and ``HTTP/...``: what they ask for would be between the client and us. Not in HTTP/1.0 (RFC 9110
+  section 7.8), and not with CONNECT.
+* ``connection`` names ``te`` and ``upgrade``, when they are there.
+* ``expect`` of an HTTP/1.0 request goes (RFC 9110 section 10.1.1). Otherwise it passes, see `connection`.
+* An absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2); that of an
+  OPTIONS request becomes ``*`` when it has neither path nor query (RFC 9112 section 3.2.4). The target of CONNECT
+  replaces ``host``, too: nobody behind us shall see another authority than we did.
+* A request without ``host`` (HTTP/1.0) gets the address that was dialled, as its first field: what goes on is HTTP/1.1.
 * ``x-forwarded-client-cert`` goes, however its words are joined, since gateways like CGI and WSGI make one name of
   ``x-a`` and ``x_a``; inbound with mesh TLS it is set from the verified certificate.
-* an HTTP/1.0 request without ``host`` gets the address that was dialled: what goes on is HTTP/1.1.
+* Inbound, ``x-forwarded-for`` and ``x-forwarded-proto``. ``forwarded: append``: the client's address is put behind the
+  last value of ``x-forwarded-for``, and ``x-forwarded-proto: http`` added if there is none. ``set``: both go, however
+  their words are joined, and become the client's address and ``http``. ``preserve``: both stay. The client is
+  the other end of the connection, the pod that called; ``http`` is what its application spoke, and what its links must
+  begin with, whatever is between the agents. ``x-forwarded-host`` and ``forwarded`` are not touched.
+* ``x-request-id``: a random UUID, if there is none and `requestId` is on. So the first agent gives it.
+* ``via``: ``1.1 NAME`` (``1.0`` of an HTTP/1.0 request) is put behind its last value, if `via` gives us a name.
 
-Edits of a response: hop-by-hop fields go, ``x-netproxy-reason`` goes unless another agent said it (it arrived by mesh
-TLS; that agent has removed the application's).
+Responses (1xx answers and trailers excepted):
 
-Trailers, and the fields of a 1xx answer, pass without either of the two: no agent sends them there.
+* ``x-netproxy-reason`` goes unless another agent said it (it arrived by mesh TLS; that agent has removed the
+  application's).
+* ``upgrade`` and ``connection: upgrade`` stay in 101, and in 426 under the same exceptions as in requests.
+* Content of unknown length is chunked for an HTTP/1.1 client (whose HEAD is then told so), and ends with the connection
+  for an HTTP/1.0 one, which gets no trailers. No ``content-length`` and ``transfer-encoding`` in 101, 204 and in 2xx to
+  CONNECT.
+* ``connection: close`` is added when we shall close: the client is HTTP/1.0 or said so, its request is not over yet, we
+  are about to stop.
+* ``date`` is added if there is none, except to 101 (RFC 9110 section 6.6.1: who has a clock must, on forwarding).
+* ``via`` as above, with the version of the response.
+
+1xx answers and trailers pass without ``x-forwarded-client-cert`` and ``x-netproxy-reason``: no agent sends them there.
+Trailers that have no chunked body to follow are dropped. `connection` says which 1xx answers pass.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 from ..codec.events import Headers, RequestHead, ResponseHead
+from ..codec.strict import asks_to_upgrade
 from ..decide.match import Request
 from ..errors import Reason
 
 XFCC = b"x-forwarded-client-cert"
 REASON_HEADER = b"x-netproxy-reason"
+_FORWARDED_FOR, _FORWARDED_PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 _JOINED_ANYHOW = bytes(octet if chr(octet).isascii() and chr(octet).isalnum() else 0x2D for octet in range(256))
-_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade"))
-_REQUEST_DROPS = _HOP_BY_HOP | {XFCC}
+_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"http2-settings", b"te", b"upgrade"))
 _RESPONSE_DROPS = _HOP_BY_HOP | {REASON_HEADER}
 # Fields that Connection must not remove, since what follows depends on them (RFC 9110 section 7.6.1).
 _NEVER_NAMED = frozenset((b"host", b"content-length", b"transfer-encoding", b"trailer"))
+_NOT_OURS_TO_PASS = frozenset((b"h2c", b"h2", b"tls", b"http"))
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    named = [value for name, value in headers if name == b"connection"]
-    if not named:
-        return frozenset()
-    tokens = {token.strip().lower() for value in named for token in value.split(b",")}
-    return frozenset(tokens - _NEVER_NAMED)
+class RequestEdits(NamedTuple):
+    """What one agent puts into a request. Empty values put nothing."""
+
+    xfcc: bytes = b""
+    dialled: bytes = b""
+    """Host if there is none."""
+    client: bytes = b""
+    """Address, of inbound requests."""
+    forwarded: Literal["append", "set", "preserve"] = "preserve"
+    request_id: bytes = b""
+    """For a request without one."""
+    via: bytes = b""
 
 
-def request_for_upstream(head: RequestHead, xfcc: bytes = b"", dialled: bytes = b"") -> RequestHead:
-    """The request as it goes on. `xfcc`: value of x-forwarded-client-cert, or b"". `dialled`: Host if there is none."""
-    drops = _REQUEST_DROPS | _named_by_connection(head.headers)
+class ResponseEdits(NamedTuple):
+    """What one agent puts into a response. `from_agent`: what sent it is netproxy, not an application."""
+
+    from_agent: bool = False
+    date: bytes = b""
+    """The present, if the response doesn't say when it was made."""
+    via: bytes = b""
+
+
+_NO_REQUEST_EDITS, _NO_RESPONSE_EDITS = RequestEdits(), ResponseEdits()
+
+
+def request_for_upstream(head: RequestHead, edits: RequestEdits = _NO_REQUEST_EDITS) -> RequestHead:
+    """The request as it goes on."""
+    drops = _HOP_BY_HOP | _named_by_connection(head.headers)
+    if head.http_version == b"1.0":
+        drops |= {b"expect"}
+    headers = [field for field in head.headers if field[0] not in drops and not _reads_as(field[0], XFCC)]
     target, authority = origin_form(head.target)
-    headers = [field for field in head.headers if field[0] not in drops and not _is_xfcc(field[0])]
+    if head.method == b"CONNECT":
+        authority = head.target
     if authority:
-        headers = [(b"host", authority), *(h for h in headers if h[0] != b"host")]
+        _put_host(headers, authority)
         if head.method == b"OPTIONS" and head.target.endswith(b"://" + authority):
             target = b"*"
-    elif dialled and not any(name == b"host" for name, _ in headers):
-        headers.insert(0, (b"host", dialled))
-    if any(name == b"te" and _wants_trailers(value) for name, value in head.headers):
-        headers.append((b"te", b"trailers"))
-    if xfcc:
-        headers.append((XFCC, xfcc))
-    return RequestHead(1, head.method, target, headers)
+    elif edits.dialled and not _has(headers, b"host"):
+        _put_host(headers, edits.dialled)
+    _keep_hop_fields(head, headers)
+    if edits.xfcc:
+        headers.append((XFCC, edits.xfcc))
+    if edits.client:
+        headers = _forwarded(headers, edits)
+    if edits.request_id and not _has(headers, b"x-request-id"):
+        headers.append((b"x-request-id", edits.request_id))
+    if edits.via:
+        _add_to_list(headers, b"via", head.http_version + b" " + edits.via)
+    return RequestHead(1, head.method, target, headers, spelling=head.spelling)
 
 
-def _is_xfcc(name: bytes) -> bool:
-    return len(name) == len(XFCC) and name.translate(_JOINED_ANYHOW) == XFCC
+def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPONSE_EDITS) -> ResponseHead:
+    """The response as it goes on."""
+    drops = (_HOP_BY_HOP if edits.from_agent else _RESPONSE_DROPS) | _named_by_connection(head.headers)
+    headers = [field for field in head.headers if field[0] not in drops]
+    if head.status in (101, 426) and (protocols := upgrade_protocols(head.headers)):
+        headers += [(b"upgrade", b", ".join(protocols)), (b"connection", b"upgrade")]
+    if edits.date and head.status != 101 and not _has(headers, b"date"):
+        headers.append((b"date", edits.date))
+    if edits.via:
+        _add_to_list(headers, b"via", head.http_version + b" " + edits.via)
+    return ResponseHead(1, head.status, headers, spelling=head.spelling)
 
 
 def without_ours(headers: Headers) -> Headers:
     """Trailers, or the fields of a 1xx answer, without what only agents may say."""
-    return [field for field in headers if field[0] != REASON_HEADER and not _is_xfcc(field[0])]
+    return [field for field in headers if field[0] != REASON_HEADER and not _reads_as(field[0], XFCC)]
+
+
+def upgrade_protocols(headers: Headers) -> list[bytes]:
+    """What a message asks to go on with, as far as that is not between its sender and us."""
+    if not asks_to_upgrade(headers):
+        return []
+    return [
+        token for token in _tokens(headers, b"upgrade") if token.partition(b"/")[0].lower() not in _NOT_OURS_TO_PASS
+    ]
+
+
+def switches_as_asked(head: ResponseHead, asked: Headers) -> bool:
+    """Is every protocol of this 101 one that the request asked for?"""
+    wanted = {token.lower() for token in _tokens(asked, b"upgrade")}
+    return {token.lower() for token in _tokens(head.headers, b"upgrade")} <= wanted
+
+
+def expectations(head: RequestHead) -> list[bytes]:
+    """What the client expects, in lower case. HTTP/1.0 has no expectations (RFC 9110 section 10.1.1)."""
+    return [] if head.http_version == b"1.0" else [token.lower() for token in _tokens(head.headers, b"expect")]
+
+
+def _keep_hop_fields(head: RequestHead, headers: Headers) -> None:
+    options = []
+    if any(name == b"te" and _wants_trailers(value) for name, value in head.headers):
+        options.append(b"te")
+        headers.append((b"te", b"trailers"))
+    if head.http_version != b"1.0" and head.method != b"CONNECT" and (protocols := upgrade_protocols(head.headers)):
+        options.append(b"upgrade")
+        headers.append((b"upgrade", b", ".join(protocols)))
+    if options:
+        headers.append((b"connection", b", ".join(options)))
+
+
+def _forwarded(headers: Headers, edits: RequestEdits) -> Headers:
+    if edits.forwarded == "append":
+        _add_to_list(headers, _FORWARDED_FOR, edits.client)
+        if not _has(headers, _FORWARDED_PROTO):
+            headers.append((_FORWARDED_PROTO, b"http"))
+    elif edits.forwarded == "set":
+        headers = [
+            field
+            for field in headers
+            if not _reads_as(field[0], _FORWARDED_FOR) and not _reads_as(field[0], _FORWARDED_PROTO)
+        ]
+        headers += [(_FORWARDED_FOR, edits.client), (_FORWARDED_PROTO, b"http")]
+    return headers
+
+
+def _put_host(headers: Headers, authority: bytes) -> None:
+    for at, (name, _) in enumerate(headers):
+        if name == b"host":
+            headers[at] = (b"host", authority)
+            return
+    headers.insert(0, (b"host", authority))
+
+
+def _add_to_list(headers: Headers, name: bytes, value: bytes) -> None:
+    """Behind the last value of a field that is a list."""
+    for at in range(len(headers) - 1, -1, -1):
+        if headers[at][0] == name:
+            before = headers[at][1]
+            headers[at] = (name, before + b", " + value if before else value)
+            return
+    headers.append((name, value))
+
+
+def _has(headers: Headers, wanted: bytes) -> bool:
+    return any(name == wanted for name, _ in headers)
+
+
+def _tokens(headers: Headers, wanted: bytes) -> list[bytes]:
+    """The elements of a list in one or several fields, without empty ones."""
+    values = (value for name, value in headers if name == wanted)
+    return [token for value in values for part in value.split(b",") if (token := part.strip(b" \t"))]
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    tokens: Iterable[bytes] = _tokens(headers, b"connection")
+    return frozenset(token.lower() for token in tokens) - _NEVER_NAMED
+
+
+def _reads_as(name: bytes, wanted: bytes) -> bool:
+    """Would a gateway that makes variables of names take it for this one?"""
+    return len(name) == len(wanted) and name.translate(_JOINED_ANYHOW) == wanted
 
 
 def _wants_trailers(te: bytes) -> bool:
     return any(part.partition(b";")[0].strip().lower() == b"trailers" for part in te.split(b","))
-
-
-def response_for_downstream(head: ResponseHead, *, from_agent: bool = False) -> ResponseHead:
-    """The response as it goes on. `from_agent`: what sent it is netproxy, not an application."""
-    drops = (_HOP_BY_HOP if from_agent else _RESPONSE_DROPS) | _named_by_connection(head.headers)
-    return ResponseHead(1, head.status, [(name, value) for name, value in head.headers if name not in drops])
 
 
 def origin_form(target: bytes) -> tuple[bytes, bytes]:
@@ -119,9 +277,9 @@ def headers_for_match(headers: Headers) -> dict[str, str]:
 
 
 def problem(
-    reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0
+    reason: Reason, detail: str, decided_by: str, tried: Sequence[str], *, status: int = 0, date: bytes = b""
 ) -> tuple[ResponseHead, bytes]:
-    """Head and body of our own answer (RFC 9457). `status` overrides the reason's."""
+    """Head and body of our own answer (RFC 9457). `status` overrides the reason's. `date`: the present, as in Date."""
     info = reason.info
     status = status or info.status
     body: dict[str, object] = {"type": "about:blank", "title": info.title, "status": status, "reason": reason.name}
@@ -137,6 +295,8 @@ def problem(
         (b"content-length", str(len(raw)).encode()),
         (REASON_HEADER, info.flag.encode()),
     ]
+    if date:
+        headers.append((b"date", date))
     return ResponseHead(1, status, headers), raw
 
 

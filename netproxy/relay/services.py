@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Protocol
 
 from ..addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
@@ -41,6 +44,24 @@ class Resolver(Protocol):
         """Canonical addresses in IP family 4 or 6, at least one. Raises UpstreamError with DNS_FAILED."""
 
 
+def _new_id() -> bytes:
+    return str(uuid.uuid4()).encode()
+
+
+class _WallClock:
+    """The present as in Date (RFC 9110 section 5.6.7), made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = b""
+
+    def __call__(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._text = second, formatdate(second, usegmt=True).encode()
+        return self._text
+
+
 @dataclass(slots=True)
 class Services:
     loop: asyncio.AbstractEventLoop
@@ -52,6 +73,9 @@ class Services:
     live: set[Live] = field(default_factory=set)
     draining: bool = False
     resolver: Resolver | None = None
+    new_id: Callable[[], bytes] = _new_id
+    """For ``x-request-id``."""
+    date: Callable[[], bytes] = field(default_factory=_WallClock)
     access: AccessLogger = field(default_factory=lambda: AccessLogger("", lambda: 0.0))
 
 

@@ -1,11 +1,14 @@
-"""One HTTP/1 connection to an endpoint: busy with an exchange, or idle in the pool."""
+"""One HTTP/1 connection to an endpoint: busy with an exchange, or idle in the pool.
+
+It is in the list of live connections only while it flushes what is left of a tunnel: nobody else looks after it then.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..codec.events import ConnectionClosed, Event
+from ..codec.events import ConnectionClosed, End, Event
 from ..codec.h1 import H1Client, H1Limits, client_engine
 from ..errors import Reason, RemoteProtocolError
 from ..stream import Stream
@@ -30,19 +33,35 @@ class Requester(Protocol):
 class UpstreamHttp:
     """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
 
-    __slots__ = ("_closed", "_engine", "_exchange", "_services", "_uses", "_writable", "key", "stream")
+    __slots__ = (
+        "_closed",
+        "_done_at",
+        "_engine",
+        "_exchange",
+        "_services",
+        "_tunnel",
+        "_uses",
+        "_writable",
+        "key",
+        "stream",
+        "workload",
+    )
 
     def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
         """The connection was reserved in the pool; `closed` there is called when it is gone."""
         mesh = services.tables.mesh
         self.key = key
+        self.workload = key.workload
         self.stream = stream
         self._services = services
-        self._engine: H1Client = client_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
+        limits = H1Limits(mesh.max_head_bytes, mesh.max_headers)
+        self._engine: H1Client = client_engine(limits, keep_spelling=mesh.header_case == "preserve")
         self._exchange: Requester | None = None
         self._uses = 0
         self._writable = True
         self._closed = False
+        self._tunnel = False
+        self._done_at = 0.0
         stream.sink = self
         stream.resume_reading()
 
@@ -77,6 +96,30 @@ class UpstreamHttp:
         surplus = self._services.pool.give(self.key, self, self._services.now())
         if surplus is not None:
             surplus.close()
+
+    def begin_tunnel(self) -> None:
+        """The endpoint granted it: from now on an end of stream is half a close."""
+        self._tunnel = True
+
+    def end_sending(self) -> None:
+        """The tunnel's way to the endpoint is over."""
+        self.send(End(1))
+        self.stream.write_eof()
+
+    def tunnel_done(self) -> None:
+        """Both ways are over. What is queued goes out first, if the endpoint reads it: see `check`."""
+        self._exchange = None
+        self.stream.close()
+        if not self._closed:
+            self._done_at = self._services.now()
+            self._services.live.add(self)
+
+    def check(self, now: float) -> None:
+        if now - self._done_at >= self._services.tables.mesh.idle_timeout_s:
+            self.stream.abort()
+
+    def drain(self) -> None:
+        """It is closing."""
 
     def close(self) -> None:
         self._exchange = None
@@ -116,7 +159,8 @@ class UpstreamHttp:
                 self._dispatch(self._engine.receive(b""))
             except RemoteProtocolError as exc:
                 self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc.detail}")
-        self.stream.close()
+        if not self._tunnel:
+            self.stream.close()
 
     def writable(self, ok: bool) -> None:
         self._writable = ok
@@ -127,6 +171,7 @@ class UpstreamHttp:
         if self._closed:
             return
         self._closed = True
+        self._services.live.discard(self)
         self._services.pool.remove(self.key, self)
         self._services.pool.closed(self.key)
         self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc or 'closed before the answer was complete'}")

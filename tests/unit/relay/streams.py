@@ -296,6 +296,8 @@ class World:
         self.services = Services(
             asyncio.get_running_loop(), lambda: self.time, self.tables, self.pool, self.dialer, self.recorder
         )
+        # Neither id nor date: so the transcripts show what is passed on. Tests of the edits set them.
+        self.services.new_id = self.services.date = lambda: b""
         self.connection_type = type("Counted", (CountedConnection,), {"expected": 0, "__slots__": ()})
 
     @property

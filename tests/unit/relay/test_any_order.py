@@ -28,6 +28,9 @@ REQUESTS = (
     CHUNKED + b"2\r\nab\r\n",
     CHUNKED + b"2\r\nab\r\n0\r\n\r\n",
     b"CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n",
+    b"GET /web HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    b"GET /slow HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nearly",
+    b"PUT /web HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
     b"GET /web HTTP/1.1\r\nHost: web\r\n\r\n" * 3 + b"GET /missing HTTP/1.1\r\nHost: web\r\n\r\n" * 3,
     b"GET /missing HTTP/1.1\r\nHost: web\r\n\r\n" * 30,
 )
@@ -40,6 +43,8 @@ ANSWERS = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Le",
     b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nmore",
     b"0\r\n\r\n",
     b"ngth: 0\r\n\r\n",
     b"nonsense\r\n\r\n",

@@ -552,7 +552,13 @@ def test_a_reused_upstream_that_dies_silently_is_replaced_once(how: str) -> None
     play(main)
 
 
-@pytest.mark.parametrize("request_", [POST_HEAD + b"0123456789", POST_HEAD.replace(b"POST", b"PUT") + b"0123456789"])
+PUT_HEAD = POST_HEAD.replace(b"POST", b"PUT")
+PUT_64K = PUT_HEAD.replace(b": 10", b": 65536")
+
+
+@pytest.mark.parametrize(
+    "request_", [POST_HEAD, POST_HEAD + b"0123456789", PUT_64K.replace(b"36", b"37") + bytes(65537)]
+)
 def test_what_may_have_been_done_is_not_done_again(request_: bytes) -> None:
     async def main() -> None:
         world = World()
@@ -594,7 +600,7 @@ def test_an_upstream_that_had_begun_to_answer_is_not_asked_again(octets: bytes) 
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, Reason.DOWNSTREAM_PROTOCOL),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000, 431, Reason.HEAD_TOO_LARGE),
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501, Reason.NOT_IMPLEMENTED),
-        (b"CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n", 501, Reason.NOT_IMPLEMENTED),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 2\r\n\r\n", 417, Reason.NOT_IMPLEMENTED),
     ],
 )
 def test_refused_requests_close_with_a_reason(octets: bytes, status: int, reason: Reason) -> None:
@@ -825,8 +831,8 @@ def test_inbound_goes_to_the_original_destination_and_says_who_asks() -> None:
         assert world.dialer.dials[0].tls is None
         xfcc = f"By={world.shard.identity};Hash={'ab' * 32};URI={facts.peer}"
         assert (
-            upstream.take_sent()
-            == b"GET /x HTTP/1.1\r\nhost: web\r\nx-forwarded-client-cert: %s\r\n\r\n" % xfcc.encode()
+            upstream.take_sent() == b"GET /x HTTP/1.1\r\nhost: web\r\nx-forwarded-client-cert: %s\r\n"
+            b"x-forwarded-for: 10.0.0.9\r\nx-forwarded-proto: http\r\n\r\n" % xfcc.encode()
         )
         upstream.peer_sends(OK)
         entry = world.recorder.entries[0]

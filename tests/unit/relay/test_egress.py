@@ -383,7 +383,7 @@ def test_each_request_of_a_connection_is_decided_by_its_own_host() -> None:
         assert (problem["status"], problem["reason"]) == (502, "EGRESS_DENIED")
         detail = str(problem["detail"])
         assert "hosts: [evil.example]" in detail
-        assert "{port: 80, protocol: http}" in detail
+        assert "{port: 80, protocol: HTTP}" in detail
         assert "outboundPolicy: allow" in detail
         assert not world.client.closing
         # And the connection to the first one is used again.

@@ -9,6 +9,8 @@ import pytest
 from netproxy.codec.events import Headers, RequestHead, ResponseHead
 from netproxy.errors import Reason
 from netproxy.relay.exchange import (
+    RequestEdits,
+    ResponseEdits,
     authority_of,
     headers_for_match,
     origin_form,
@@ -21,7 +23,7 @@ from netproxy.relay.exchange import (
 
 
 def request(headers: Headers, target: bytes = b"/", xfcc: bytes = b"", method: bytes = b"GET") -> RequestHead:
-    return request_for_upstream(RequestHead(7, method, target, headers, b"1.0"), xfcc)
+    return request_for_upstream(RequestHead(7, method, target, headers), RequestEdits(xfcc))
 
 
 HOST = (b"host", b"a")
@@ -45,7 +47,10 @@ LENGTH, CHUNKED, TRAILER = (b"content-length", b"3"), (b"transfer-encoding", b"c
         ),
         ([(b"te", b"gzip")], []),
         ([(b"te", b"xtrailers")], []),
-        ([(b"te", b"gzip, Trailers;q=1"), (b"x", b"1")], [(b"x", b"1"), (b"te", b"trailers")]),
+        (
+            [(b"te", b"gzip, Trailers;q=1"), (b"x", b"1")],
+            [(b"x", b"1"), (b"te", b"trailers"), (b"connection", b"te")],
+        ),
         # What follows depends on these, so nobody can have them removed.
         ([(b"connection", b"host, content-length, trailer"), LENGTH, TRAILER], [LENGTH, TRAILER]),
         ([(b"connection", b"transfer-encoding"), CHUNKED], [CHUNKED]),
@@ -91,7 +96,7 @@ def test_origin_form(target: bytes, origin: bytes, authority: bytes) -> None:
 def test_the_authority_of_an_absolute_target_replaces_host() -> None:
     headers = [(b"x", b"1"), (b"host", b"other"), (b"y", b"2")]
     got = request(headers, b"http://web:80/a?b")
-    assert got == RequestHead(1, b"GET", b"/a?b", [(b"host", b"web:80"), (b"x", b"1"), (b"y", b"2")])
+    assert got == RequestHead(1, b"GET", b"/a?b", [(b"x", b"1"), (b"host", b"web:80"), (b"y", b"2")])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,7 @@ def test_problem(reason: Reason) -> None:
 
 
 def test_problem_says_no_more_than_it_knows() -> None:
-    head, body = problem(Reason.DOWNSTREAM_PROTOCOL, "", "", (), 505)
+    head, body = problem(Reason.DOWNSTREAM_PROTOCOL, "", "", (), status=505)
     assert head.status == 505
     assert set(json.loads(body)) == {"type", "title", "status", "reason"}
     _, body = problem(Reason.NO_ROUTE, 'é\n"' * 5000, "", ())
@@ -173,11 +178,11 @@ def test_problem_says_no_more_than_it_knows() -> None:
 def test_a_missing_host_is_what_was_dialled() -> None:
     """HTTP/1.0 may leave it out, the HTTP/1.1 that goes on may not."""
     head = RequestHead(1, b"GET", b"/", [(b"x", b"1")], b"1.0")
-    assert request_for_upstream(head, dialled=b"web:81").headers == [(b"host", b"web:81"), (b"x", b"1")]
+    assert request_for_upstream(head, RequestEdits(dialled=b"web:81")).headers == [(b"host", b"web:81"), (b"x", b"1")]
     named = head._replace(headers=[HOST])
-    assert request_for_upstream(named, dialled=b"web:81").headers == [HOST]
+    assert request_for_upstream(named, RequestEdits(dialled=b"web:81")).headers == [HOST]
     absolute = head._replace(target=b"http://h/")
-    assert request_for_upstream(absolute, dialled=b"web:81").headers == [(b"host", b"h"), (b"x", b"1")]
+    assert request_for_upstream(absolute, RequestEdits(dialled=b"web:81")).headers == [(b"host", b"h"), (b"x", b"1")]
 
 
 @pytest.mark.parametrize(
@@ -190,4 +195,4 @@ def test_authority_of(host: str, port: int, authority: bytes) -> None:
 
 def test_the_reason_of_another_agent_stays() -> None:
     head = ResponseHead(1, 503, [(b"x-netproxy-reason", b"UF"), (b"connection", b"x"), (b"x", b"1")])
-    assert response_for_downstream(head, from_agent=True).headers == [(b"x-netproxy-reason", b"UF")]
+    assert response_for_downstream(head, ResponseEdits(from_agent=True)).headers == [(b"x-netproxy-reason", b"UF")]

@@ -1,0 +1,51 @@
+"""What was sent of a request, held for as long as it may be sent again.
+
+A connection that was used before may be closed by its endpoint just when the next request goes out on it. Such a
+request is sent again, once, on a fresh connection, if nothing came back and its method is idempotent (RFC 9110 section
+9.2.2). One that is not idempotent never is: that nothing of it was read can't be proved once the kernel has it.
+"""
+
+from __future__ import annotations
+
+from ..codec.events import Data, End, Event, RequestHead, Trailers
+
+MAX_BODY = 64 * 1024
+"""Octets of content that are held. What is larger is not sent again."""
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+
+
+class Replay:
+    __slots__ = ("_body", "_head", "_rest")
+
+    def __init__(self, head: RequestHead) -> None:
+        self._head = head if head.method in _IDEMPOTENT else None
+        self._body = bytearray()
+        self._rest: list[Event] = []
+
+    def keep(self, event: Event) -> None:
+        """Called with all that is sent."""
+        if self._head is None:
+            return
+        if isinstance(event, Data):
+            # Copied into one piece: a body of single octets must not cost an object for each.
+            self._body += event.data
+            if len(self._body) > MAX_BODY:
+                self.give_up()
+        elif isinstance(event, Trailers | End):
+            self._rest.append(event)
+
+    def give_up(self) -> None:
+        self._head = None
+        self._body.clear()
+        self._rest.clear()
+
+    def take(self) -> list[Event] | None:
+        """All that was sent, to be sent again; None when it may not. There is no second time."""
+        if self._head is None:
+            return None
+        events: list[Event] = [self._head]
+        if self._body:
+            events.append(Data(1, bytes(self._body)))
+        events += self._rest
+        self.give_up()
+        return events
