@@ -22,7 +22,15 @@ from .status import Statuses, first
 
 _PROTOCOLS: dict[str, Literal["tls", "http", "tcp"]] = {"TLS": "tls", "HTTP": "http", "TCP": "tcp"}
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+def is_within(inner: str, outers: Iterable[str]) -> str:
+    """The first of the networks that has all of `inner`, a network or an address; "" if none has."""
+    network = ipaddress.ip_network(inner)
+    for text in outers:
+        outer = ipaddress.ip_network(text)
+        if network.version == outer.version and network.subnet_of(outer):  # type: ignore[arg-type]
+            return text
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,6 @@ def merged(cidrs: Iterable[str]) -> tuple[str, ...]:
 class _Claims:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self.vip_networks = [ipaddress.ip_network(text) for text in mesh.vip_networks]
         self.names: dict[str, Object[Resource]] = {}
         for key, obj in mesh.services.items():
             namespace, _, name = key.partition("/")
@@ -122,13 +129,12 @@ class _Claims:
 
     def network_problem(self, obj: Object[ExternalService], text: str) -> str:
         network, spec = ipaddress.ip_network(text), obj.resource.spec
-        for vips in self.vip_networks:
-            # What contains a network of virtual addresses is fine: those come first, one by one.
-            if _is_within(network, vips):
-                return f"is within the virtual addresses {vips} (MeshConfig vipCidrs)"
+        # What contains a network of virtual addresses is fine: those come first, one by one.
+        if vips := is_within(text, self.mesh.vip_networks):
+            return f"is within the virtual addresses {vips} (MeshConfig vipCidrs)"
         if network.num_addresses == 1 and (owner := self.mesh.owners.get(str(network.network_address))):
             return f"is an address of {first(owner)}"
-        whole = next(whole for whole in merged(spec.addresses) if _is_within(network, ipaddress.ip_network(whole)))
+        whole = is_within(text, merged(spec.addresses))
         for port in spec.ports:
             for other, protocol in self.networks.get((whole, port.port), ()):
                 by_name = protocol == port.protocol != "TCP" and spec.hosts and other.resource.spec.hosts
@@ -137,13 +143,8 @@ class _Claims:
         return ""
 
     def endpoint_problem(self, text: str) -> str:
-        address = ipaddress.ip_address(text)
-        if any(address in network for network in self.vip_networks):
+        if is_within(text, self.mesh.vip_networks):
             return "is a virtual address (MeshConfig vipCidrs)"
         owner = self.mesh.owners.get(text)
         # A Workload may well be the way out of the mesh.
         return f"is an address of {first(owner)}" if owner and isinstance(owner.resource, Service) else ""
-
-
-def _is_within(network: Network, outer: Network) -> bool:
-    return network.version == outer.version and network.subnet_of(outer)  # type: ignore[arg-type]

@@ -43,6 +43,8 @@ GATEWAY_API = f"{GATEWAY_GROUP}/v1"
 
 MAX_MATCHES = 64
 MAX_MATCHES_PER_ROUTE = 128
+MAX_PATTERNS_PER_ROUTE = 64
+"""Regular expressions: each may need `pattern.MAX_MEMORY` in every worker."""
 
 
 # --- core/v1 Service
@@ -74,7 +76,7 @@ class ServiceSpec(Model):
     """All but ExternalName, which is refused, mean the same here: the Service has virtual addresses."""
     cluster_ip: str = Field("", alias="clusterIP")
     """The virtual address. Left out: one per network of MeshConfig `vipCidrs` is chosen and kept. `None` makes the
-    Service headless: its name means the addresses of its endpoints."""
+    Service headless: its name means the addresses of its endpoints, which needs a TCP port."""
     cluster_ips: Annotated[Items[str], Field(alias="clusterIPs", max_length=2)] = ()
     """The virtual addresses of both families; the first is `clusterIP`."""
     session_affinity: Literal["None", "ClientIP"] = "None"
@@ -370,6 +372,12 @@ class RouteMatch(Model):
     method: Literal["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"] | None = None
     """Left out: every method."""
 
+    @property
+    def patterns(self) -> int:
+        """How many regular expressions it has."""
+        kinds = [self.path.type, *(h.type for h in self.headers), *(q.type for q in self.query_params)]
+        return kinds.count("RegularExpression")
+
 
 class RouteTimeouts(Model):
     request: Duration = 0.0
@@ -408,6 +416,10 @@ class HTTPRouteSpec(Model):
         total = sum(len(rule.matches) for rule in self.rules)
         if total > MAX_MATCHES_PER_ROUTE:
             found.append((("rules",), f"has {total} matches in all, at most {MAX_MATCHES_PER_ROUTE} are allowed"))
+        total = sum(match.patterns for rule in self.rules for match in rule.matches)
+        if total > MAX_PATTERNS_PER_ROUTE:
+            text = f"has {total} regular expressions in all, at most {MAX_PATTERNS_PER_ROUTE} are allowed"
+            found.append((("rules",), text))
         if found:
             raise problems(*found)
         return self
@@ -423,7 +435,8 @@ class HTTPRoute(Model):
     question whether the backend can be used.
 
     Regular expressions are RE2's (https://github.com/google/re2/wiki/Syntax): linear time, no back references and no
-    look-around. They must match the whole text, and can't be longer than 1024 characters or need more than 1 MiB."""
+    look-around. They must match the whole text. One may have 1024 characters and need 1 MiB of memory; a route may have
+    64 of them."""
 
     api_version: Literal["gateway.networking.k8s.io/v1"]
     kind: Literal["HTTPRoute"]

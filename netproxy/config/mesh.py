@@ -272,7 +272,7 @@ class MeshConfigSpec(Model):
     steering: Literal["auto", "nftables", "iptables"] = "auto"
     """How traffic gets to the proxy. `auto` takes nftables if a probe of the kernel finds that it works, else
     iptables. With iptables every workload's failure policy is `closed`."""
-    opaque_ports: Items[Port] = _MESH.opaque_ports
+    opaque_ports: Annotated[Items[Port], Field(max_length=1000)] = _MESH.opaque_ports
     """Ports whose connections are relayed unread unless something declares them otherwise: servers that speak first."""
     vip_cidrs: VipCidrs = VipCidrs()
     """The networks that virtual addresses are chosen from. Nothing else may use them; what changes here moves them."""

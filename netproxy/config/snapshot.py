@@ -15,7 +15,7 @@ from typing import Literal, TypeVar, cast
 
 from ..addr import ServiceKey, SpiffeId, WorkloadKey, spiffe_id
 from ..errors import ConfigError
-from .external import Mesh, accept_external, external_shard, merged, named_hosts
+from .external import Mesh, accept_external, external_shard, is_within, merged, named_hosts
 from .fields import NOT_YET, FailurePolicy
 from .kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
 from .mesh import ExternalService, MeshConfig, MeshConfigSpec, PeerAuthentication, Workload, WorkloadTraffic
@@ -266,6 +266,11 @@ class _Build:
                 for index, address in enumerate(spec.addresses)
                 if (owner := self.by_address.get(address))
             ]
+            errors += [
+                obj.error(f"{text} is a virtual address (MeshConfig vipCidrs)", "spec", "dns", "nameservers", index)
+                for index, text in enumerate(spec.dns.nameservers)
+                if is_within(text, self.vip_networks)
+            ]
             if place and (owner := attached.get(place)):
                 errors.append(obj.error(f"is attached already by {first(owner.obj)}", "spec", "attach", "netns"))
             if errors:
@@ -348,7 +353,10 @@ class _Build:
                 continue
             self.owners.update(dict.fromkeys(vips, obj))
             self.say.accept(obj)
-            self.services[key] = ServiceParts(obj, key, vips, self.ports(obj))
+            service = self.services[key] = ServiceParts(obj, key, vips, self.ports(obj))
+            if obj.resource.spec.headless and not service.ports:
+                text = "a headless Service without a TCP port: its name stands for no address"
+                self.say.warn(obj, "NoPorts", text)
 
     def take_external(self) -> None:
         mesh = Mesh(

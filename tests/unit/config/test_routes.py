@@ -170,7 +170,9 @@ def test_headless_services_are_no_parents_and_known_as_headless() -> None:
         "NoMatchingParent",
         "Service shop/db is headless: there is no address to route",
     )
-    assert not ports(build(DB))[80].rules
+    warning = "a headless Service without a TCP port: its name stands for no address"
+    assert said(snapshot, "Service shop/bare", "Warning") == ("True", "NoPorts", warning)
+    assert said(snapshot, "Service shop/db", "Warning") is None
 
 
 def test_matches_reach_the_shards() -> None:

@@ -416,6 +416,10 @@ def test_the_dns_of_a_workload() -> None:
     a, b = snapshot.local_workloads
     assert (a.dns_capture, a.nameservers) == (True, ("192.0.2.53", "fd00::53"))
     assert (b.dns_capture, b.nameservers) == (False, ())
+    wrong = build(workload("a", "10.0.0.1", "dns: {nameservers: [192.0.2.53, 240.240.0.9]}"))
+    assert rejected(wrong) == [
+        "mesh.yaml:4: Workload shop/a: spec.dns.nameservers[1]: 240.240.0.9 is a virtual address (MeshConfig vipCidrs)"
+    ]
     assert [work(snapshot, name).nameservers for name in "abc"] == [("192.0.2.53", "fd00::53"), (), ()]
 
 

@@ -329,6 +329,9 @@ def rule(text: str) -> str:
              ("rules[0].matches[0].queryParams[1].type", 'must be "Exact" or "RegularExpression", not "Prefix"')]),
         (rule("{matches: [{queryParams: [" + ", ".join(["{name: a, value: b}"] * 17) + "]}]}"),
             [("rules[0].matches[0].queryParams", "must have at most 16 entries, not 17")]),
+        (rule("{matches: [" + ", ".join(["{headers: [" + ", ".join(
+            f"{{name: h{n}, value: a+, type: RegularExpression}}" for n in range(13)) + "]}"] * 5) + "]}"),
+            [("rules", "has 65 regular expressions in all, at most 64 are allowed")]),
         (rule("{matches: [{method: get}]}"),
             [("rules[0].matches[0].method",
               'must be "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE" or "PATCH", not "get"')]),
