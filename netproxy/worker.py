@@ -14,6 +14,7 @@ import encodings.latin_1
 import gc
 import os
 import random
+import secrets
 import socket
 import sys
 import time
@@ -27,6 +28,11 @@ from .channel import ChannelBroken, Message
 from .child import Joined, drop_privileges, join
 from .config.shard import MeshShard, SvidShard, decode_shard, preload
 from .decide.route import Tables
+from .dns import answer as dns_answer
+from .dns.forward import Forwarder
+from .dns.names import Names
+from .dns.resolve import HostResolver
+from .dns.server import Datagrams, DnsServer
 from .identity.tls import ContextCache
 from .log import ERROR, WARNING, debug, debugging, log, log_exception, set_level
 from .observe.access import AccessLogger
@@ -64,7 +70,12 @@ class Worker:
         self._output = Output(self._count_lines, lambda text: log(f"access log: {text}", WARNING))
         self._services.access = AccessLogger(joined.settings.node, rng.random)
         self._server = Server(self._services, self._contexts)
-        self._listeners: dict[WorkloadKey, list[Listener]] = {}
+        count = self._arena.count
+        self._names = Names()
+        forwarder = Forwarder(self._stock, lambda: tables.mesh, lambda: secrets.randbelow(1 << 16), count)
+        self._resolver = self._services.resolver = HostResolver(forwarder, self._names, time.monotonic, count)
+        self._dns = DnsServer(self._names, forwarder, lambda key: self._families.get(key, frozenset()), count)
+        self._listeners: dict[WorkloadKey, list[Listener | Datagrams]] = {}
         self._families: dict[WorkloadKey, frozenset[int]] = {}
         self._tasks: dict[asyncio.Task[None], WorkloadKey] = {}
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -111,6 +122,7 @@ class Worker:
                 tables = self._services.tables
                 broken = tables.broken_patterns
                 tables.put(shard)
+                self._names.put(shard)
                 if tables.broken_patterns > broken:
                     self._arena.count("broken_patterns", tables.broken_patterns - broken, detail=fields["key"])
                 if isinstance(shard, SvidShard):
@@ -121,6 +133,7 @@ class Worker:
                     debug(f"{fields['key']}: version {fields['version']} is in force")
             case "unshard":
                 self._services.tables.drop(fields["key"])
+                self._names.drop(fields["key"])
                 if debugging():
                     debug(f"{fields['key']}: gone")
             case "access_log":
@@ -156,14 +169,21 @@ class Worker:
         for listener in self._listeners.pop(key, []):
             listener.close()
         self._listeners[key] = [
-            Listener(socket.socket(fileno=fd), key, inbound=kind == "inbound", on_accept=self._on_accept)
-            for (kind, _), fd in zip(sockets, fds, strict=True)
+            self._listener(key, kind, socket.socket(fileno=fd)) for (kind, _), fd in zip(sockets, fds, strict=True)
         ]
+
+    def _listener(self, key: WorkloadKey, kind: str, sock: socket.socket) -> Listener | Datagrams:
+        if kind == "dns":
+            return self._dns.datagrams(sock, key)
+        on_accept = self._on_dns_accept if kind == "dns-tcp" else self._on_accept
+        return Listener(sock, key, inbound=kind == "inbound", on_accept=on_accept)
 
     def _unlisten(self, key: WorkloadKey) -> None:
         """The workload is gone: close all of ours in its namespace, now."""
         for listener in self._listeners.pop(key, []):
             listener.close()
+        self._dns.drop(key)
+        self._resolver.drop(key)
         self._families.pop(key, None)
         for task in [task for task, owner in self._tasks.items() if owner == key]:
             task.cancel()
@@ -182,6 +202,9 @@ class Worker:
         task = self._loop.create_task(self._serve(accepted, families))
         self._tasks[task] = accepted.workload
         task.add_done_callback(self._served)
+
+    def _on_dns_accept(self, accepted: Accepted) -> None:
+        self._dns.accept(accepted.sock, accepted.workload)
 
     async def _serve(self, accepted: Accepted, families: frozenset[int]) -> None:
         try:
@@ -233,9 +256,10 @@ class Worker:
         self._listeners.clear()
         services = self._services
         services.draining = True
+        self._dns.drain()
         for upstream in services.pool.expire(float("inf")):
             upstream.close()
-        while (services.live or self._tasks) and time.monotonic() < until:
+        while (services.live or self._tasks or self._dns.busy) and time.monotonic() < until:
             # Also those that came out of their set-up only now.
             for live in list(services.live):
                 live.drain()
@@ -268,6 +292,7 @@ def main() -> int:
     joined = join("worker")
     # What is imported on first use must be there now: later the interpreter's files may not be readable.
     preload()
+    dns_answer.preload()
     assert all((encodings.idna, encodings.latin_1, encodings.ascii))
     drop_privileges(joined.settings.worker_uid, joined.settings.worker_gid, int(sys.argv[3]))
     with contextlib.suppress(KeyboardInterrupt):
