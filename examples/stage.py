@@ -58,12 +58,22 @@ class Pod:
 
     def hosts(self, names: Mapping[str, str | list[str]]) -> None:
         """name -> address or addresses, as the pod's /etc/hosts."""
-        folder = _ETC_NETNS / self.netns
-        folder.mkdir(parents=True, exist_ok=True)
         lines = ["127.0.0.1 localhost", "::1 localhost"]
         for name, found in names.items():
             lines += [f"{address} {name}" for address in ([found] if isinstance(found, str) else found)]
-        (folder / "hosts").write_text("\n".join(lines) + "\n")
+        self._etc("hosts", lines)
+
+    def resolv(self, *nameservers: str, search: str = "", options: str = "") -> None:
+        """The pod's /etc/resolv.conf."""
+        lines = [f"nameserver {address}" for address in nameservers]
+        lines += [f"search {search}"] if search else []
+        self._etc("resolv.conf", lines + ([f"options {options}"] if options else []))
+
+    def _etc(self, name: str, lines: list[str]) -> None:
+        folder = _ETC_NETNS / self.netns
+        folder.mkdir(parents=True, exist_ok=True)
+        # In place: a process that was started with the file mounted sees what is in it now.
+        (folder / name).write_text("\n".join(lines) + "\n")
 
 
 class Node:

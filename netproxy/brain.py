@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from typing import Any
 
 from . import __version__
@@ -30,13 +31,14 @@ from .channel import Channel, ChannelBroken, Message
 from .child import Joined, join
 from .config import source
 from .config.load import Loader
-from .config.shard import ServiceShard, Shard, encode_shard
+from .config.shard import ServiceShard, Shard, WorkloadShard, encode_shard
 from .config.snapshot import Context, Snapshot
 from .dump import config_dump, statuses
 from .errors import ConfigError
 from .log import WARNING, debug, debugging, level, log, log_exception, set_level
 from .observe.metrics import Condition, access_lines
 from .pods import RECONCILE_S, Pods
+from .resolvers import Resolvers
 from .settings import REGIONS_PER_WORKER
 from .state import StateFolder
 
@@ -65,6 +67,7 @@ class Brain:
         self.state = StateFolder(self.settings.state_dir)
         self.certificates = Certificates(self.settings, self.state, self._reader)
         self.workloads = Pods(self.settings, self)
+        self.resolvers = Resolvers(self.settings.dns_port)
         self._synced = asyncio.Event()
         self._stopping = False
         self._idle = asyncio.Event()
@@ -167,6 +170,7 @@ class Brain:
             if time.monotonic() >= next_poll:
                 next_poll = time.monotonic() + self.settings.poll_s
                 await self._configure()
+                await self._look_for_resolvers()
                 self.children = await self.ask("state")
             await self._renew()
             self.workloads.reconcile()
@@ -199,15 +203,29 @@ class Brain:
         self.state.note("last-good", self._loader.memory_error)
         self.state.save_vips(snapshot.vips)
         await self.certificates.want({item.identity for item in snapshot.local_workloads}, snapshot.mesh.trust_domain)
+        await self._look(snapshot)
         self._publish(snapshot)
         await self.workloads.want(snapshot.local_workloads, tuple(snapshot.vip_networks))
         if not self._took_over:
             self._took_over = True
             await self.workloads.take_over(self.children["attached"])
 
+    async def _look(self, snapshot: Snapshot) -> bool:
+        """For the resolvers of workloads. True when some have changed."""
+        arguments = (snapshot.local_workloads, snapshot.vip_networks)
+        return await self._loop.run_in_executor(self._reader, self.resolvers.look, *arguments)
+
+    async def _look_for_resolvers(self) -> None:
+        if self.snapshot is not None and await self._look(self.snapshot):
+            self._publish(self.snapshot)
+
     def _publish(self, snapshot: Snapshot) -> None:
         """Send what changed. What is new goes first, so that nobody learns of a route before its backend."""
         shards: dict[str, Shard] = dict(snapshot.shards)
+        for item in snapshot.local_workloads:
+            key = f"workload/{item.key}"
+            if isinstance(shard := shards[key], WorkloadShard):
+                shards[key] = replace(shard, nameservers=self.resolvers.found(item.key).nameservers)
         shards |= {shard.key(): shard for shard in self.certificates.svids.values()}
         encoded = {key: encode_shard(shard) for key, shard in shards.items()}
         versions = {key: hashlib.sha256(data).hexdigest()[:16] for key, data in encoded.items()}
@@ -349,6 +367,7 @@ class Brain:
                     "families": sorted(pod.dial_families),
                     "steered_families": sorted(pod.families),
                     "repairs": pod.repairs,
+                    "dns": {"capture": pod.dns, **asdict(self.resolvers.found(key))},
                     "addresses": list(pod.want.addresses),
                     "identity": pod.want.identity,
                     "certificate_not_after": self.certificates.svids[pod.want.identity].not_after

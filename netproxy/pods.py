@@ -68,6 +68,8 @@ class Pod:
     dial_families: frozenset[int] = frozenset()
     policy: str = ""
     """Of the rules that are in force."""
+    dns: bool = False
+    """They capture names."""
     vip_cidrs: tuple[str, ...] = ()
     retry_at: float = 0.0
     since: float = 0.0
@@ -173,7 +175,8 @@ class Pods:
         """Begin what is to be done. Each workload has a task of its own, at most one at a time."""
         now = time.monotonic()
         for pod in self.pods.values():
-            if pod.state == "steered" and (pod.policy != pod.want.failure_policy or pod.vip_cidrs != self.vip_cidrs):
+            wanted = (pod.want.failure_policy, self._captures(pod), self.vip_cidrs)
+            if pod.state == "steered" and (pod.policy, pod.dns, pod.vip_cidrs) != wanted:
                 pod.set("attaching", "its configuration changed")
         idle = [pod for pod in self.pods.values() if pod.task is None]
         for pod in idle:
@@ -225,8 +228,12 @@ class Pods:
                 pod.families, pod.dial_families = await self._families(pod, epoch)
                 if why := self._link.uncertified(pod.want.identity):
                     raise IdentityError(f"no certificate yet: {why}")
-                await self._attach(pod, epoch)
+                captured, captures = pod.dns, self._captures(pod)
+                await self._attach(pod, epoch, dns=captured or captures)
                 await self._steer(pod, epoch, enabled=True)
+                if captured and not captures:
+                    # Only now does nobody ask there any more.
+                    await self._attach(pod, epoch, dns=False)
             pod.set("steered")
             pod.failure = ""
             # Spread over time, so that those which came together are not looked at together.
@@ -311,8 +318,11 @@ class Pods:
     def _journal_add(self, pod: Pod) -> None:
         self._journal.add(_key(pod), {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
 
-    async def _attach(self, pod: Pod, epoch: int) -> None:
-        """Listeners, before any rule."""
+    def _captures(self, pod: Pod) -> bool:
+        return pod.want.dns_capture and self.settings.dns_port != 0
+
+    async def _attach(self, pod: Pod, epoch: int, *, dns: bool) -> None:
+        """Listeners, before any rule. Those for names only if `dns` is true."""
         pod.set("attaching", "waiting for listeners")
         self._journal_add(pod)
         reply = await self._link.ask(
@@ -323,6 +333,7 @@ class Pods:
             dial_families=sorted(pod.dial_families),
             outbound_port=self.settings.outbound_port,
             inbound_port=self.settings.inbound_port,
+            dns_port=self.settings.dns_port if dns else 0,
             policy=pod.want.failure_policy,
         )
         if pod.epoch != epoch:
@@ -334,7 +345,7 @@ class Pods:
     async def _steer(self, pod: Pod, epoch: int, *, enabled: bool) -> bool:
         """Put the rules there (`enabled`), or only the hooks that established connections need. False: they were."""
         key = _key(pod)
-        policy, vips = pod.want.failure_policy, self.vip_cidrs
+        policy, vips, dns = pod.want.failure_policy, self.vip_cidrs, self._captures(pod)
         desired = self._steering(pod, policy, enabled=enabled)
         state = pod.state
         applied = await self._inside(pod, epoch, steer, desired, None)
@@ -351,7 +362,7 @@ class Pods:
         elif applied.changed and not desired.owned:
             # Plain rules are in force; an owned table of before, if any, goes with its owner.
             self._link.send("own", workload=key)
-        pod.generation, pod.policy, pod.vip_cidrs = applied.generation, policy, vips
+        pod.generation, pod.policy, pod.vip_cidrs, pod.dns = applied.generation, policy, vips, dns
         return applied.changed
 
     def _steering(self, pod: Pod, policy: str, *, enabled: bool) -> Steering:
@@ -360,7 +371,11 @@ class Pods:
             node=settings.node,
             families=frozenset(4 if f == 4 else 6 for f in pod.families),
             failure_policy="closed" if policy == "closed" else "open",
-            ports=Ports(outbound=settings.outbound_port, inbound=settings.inbound_port),
+            ports=Ports(
+                outbound=settings.outbound_port,
+                inbound=settings.inbound_port,
+                dns=settings.dns_port if self._captures(pod) else None,
+            ),
             mark=settings.mark,
             mask=settings.mark_mask,
             # Without an address to dial from, a VIP shall stay unreachable: clients then take the other family's.
@@ -375,7 +390,7 @@ class Pods:
         self._link.send("detach", workload=key)
         if pod.netns_fd >= 0:
             os.close(pod.netns_fd)
-        pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at, pod.policy = -1, (0, 0), 0, 0.0, ""
+        pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at, pod.policy, pod.dns = -1, (0, 0), 0, 0.0, "", False
         if pod.state != "absent":
             log(f"{key}: its namespace is gone")
         pod.set("absent", f"{pod.want.netns} was deleted")

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         "stream",
         "tcp",
     },
-    "dns": PLAIN | {"config.shard"},
+    "dns": PLAIN | {"config.shard", "observe.record"},
     # Modules.
     "__init__": set(),
     "__main__": {"cli"},

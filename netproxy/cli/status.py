@@ -6,6 +6,7 @@ import time
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ..logfile import STDOUT
@@ -65,6 +66,13 @@ def _print(found: dict[str, Any]) -> None:
             item["detail"],
         )
     out.print(workloads)
+    names = Table("workload", "names", "resolvers", "found in", "note")
+    for item in found["workloads"]:
+        dns = item["dns"]
+        capture = "captured" if dns["capture"] else "not captured"
+        resolvers = " ".join(dns["nameservers"]) or "[red]none[/]"
+        names.add_row(item["workload"], capture, resolvers, escape(dns["source"]), f"[yellow]{escape(dns['note'])}[/]")
+    out.print(names)
     processes = Table("process", "pid", "state", "age")
     processes.add_row("supervisor", str(found["supervisor_pid"]), "ready", "")
     for item in found["processes"]:

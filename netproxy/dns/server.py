@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -23,6 +22,8 @@ import dns.rcode
 
 from ..addr import WorkloadKey
 from ..errors import Reason, UpstreamError
+from ..log import log_exception
+from ..observe.record import DNS_QUERIES
 from .answer import MAX_QUERY, Outcome, Question, Responder, rcode_of
 from .forward import Count, Forwarder
 from .names import Names
@@ -146,9 +147,9 @@ class DnsServer:
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception:  # noqa: BLE001 - the top of a query or connection: count it, close, go on
+        except Exception as exc:  # noqa: BLE001 - the top of a query or connection: count it, close, go on
             self._count("internal_errors")
-            traceback.print_exc()
+            log_exception("a query failed", exc)
 
     # -- queries ------------------------------------------------------------------------------------
 
@@ -166,7 +167,7 @@ class DnsServer:
         return outcome
 
     def _answered(self, source: str, reply: bytes) -> None:
-        self._count("dns_queries", detail=f"{source}/{rcode_of(reply)}")
+        self._count(DNS_QUERIES, detail=f"{source}/{rcode_of(reply)}")
 
     async def _forward(self, question: Question, workload: WorkloadKey) -> bytes:
         shard = self._names.workload(workload)

@@ -30,7 +30,7 @@ from ..arena import (
     ArenaReader,
     Row,
 )
-from .record import CONNECTION_LABELS, LINES_LOST, LINES_WRITTEN, REQUEST_LABELS
+from .record import CONNECTION_LABELS, DNS_QUERIES, LINES_LOST, LINES_WRITTEN, REQUEST_LABELS
 
 _DURATION_LABELS = REQUEST_LABELS[:7]
 
@@ -146,15 +146,22 @@ def _events(rows: list[Row]) -> Iterator[Metric]:
     lost = CounterMetricFamily(
         "netproxy_access_log_dropped", "Lines of the access log that were lost, and why.", labels=("reason",)
     )
+    names = CounterMetricFamily(
+        "netproxy_dns_queries",
+        "Queries for names that were answered: by the mesh, or by a resolver of the workload.",
+        labels=("source", "rcode"),
+    )
     for row in rows:
         event, detail = _pad(row.labels, 2)
         if event == LINES_WRITTEN:
             lines.add_metric((), row.cells[0])
         elif event == LINES_LOST:
             lost.add_metric((detail,), row.cells[0])
+        elif event == DNS_QUERIES:
+            names.add_metric(detail.split("/"), row.cells[0])
         elif row.cells[0]:
             family.add_metric((event, detail), row.cells[0])
-    yield from (family, lines, lost)
+    yield from (family, lines, lost, names)
 
 
 def _condition(now: Condition) -> Iterator[Metric]:

@@ -49,6 +49,9 @@ CONNECTION_LABELS = (
     "reason",
 )
 
+DNS_QUERIES = "dns_queries"
+"""The event of an answered query; its detail is ``mesh/<rcode>`` or ``forwarded/<rcode>``."""
+
 
 LINES_WRITTEN = "access_log_lines"
 LINES_LOST = "access_log_dropped"

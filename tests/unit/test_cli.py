@@ -205,6 +205,7 @@ STATUS: dict[str, Any] = {
             "identity": "spiffe://x",
             "certificate_not_after": 0,
             "detail": "",
+            "dns": {"capture": True, "nameservers": ["10.0.0.53"], "source": "/etc/resolv.conf", "note": "[/odd]"},
         }
     ],
     "processes": [{"role": "worker", "slot": 0, "pid": 2, "state": "ready", "age_s": 1.0}],
@@ -278,7 +279,16 @@ def test_status(cli: CliRunner, tmp_path: Path, output: str) -> None:
         found = cli.invoke(app, status_args(tmp_path, "-o", output))
     assert found.exit_code == 0, found.output
     if output == "table":
-        for text in ("node-a", "shop/web-1", "240.240.0.1", "80/http 1/2 ready", "because", "web.yaml:1: broken"):
+        for text in (
+            "node-a",
+            "shop/web-1",
+            "240.240.0.1",
+            "80/http 1/2 ready",
+            "10.0.0.53",
+            "[/odd]",
+            "because",
+            "web.yaml:1: broken",
+        ):
             assert text in found.stdout
     else:
         assert (json.loads if output == "json" else yaml.safe_load)(found.stdout) == STATUS
