@@ -71,7 +71,7 @@ def external_shard(obj: Object[ExternalService], vips: Mapping[str, tuple[str, .
         namespace=meta.namespace,
         name=meta.name,
         hosts=tuple(ExternalHost(host, vips.get(host, ())) for host in spec.hosts),
-        networks=merged(spec.addresses),
+        networks=tuple(sorted(spec.addresses, key=_in_order)),
         ports=tuple(
             ExternalPort(p.port, p.name, _PROTOCOLS[p.protocol], p.target_port or 0)
             for p in sorted(spec.ports, key=lambda p: p.port)
@@ -80,12 +80,9 @@ def external_shard(obj: Object[ExternalService], vips: Mapping[str, tuple[str, .
     )
 
 
-def merged(cidrs: Iterable[str]) -> tuple[str, ...]:
-    """IPv4 first, sorted; what overlaps or adjoins is one network, since sets of intervals refuse overlaps."""
-    networks = [ipaddress.ip_network(text) for text in cidrs]
-    v4 = (network for network in networks if isinstance(network, ipaddress.IPv4Network))
-    v6 = (network for network in networks if isinstance(network, ipaddress.IPv6Network))
-    return tuple(str(n) for n in (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)))
+def _in_order(cidr: str) -> tuple[int, int, int]:
+    network = ipaddress.ip_network(cidr)
+    return network.version, int(network.network_address), network.prefixlen
 
 
 class _Claims:
@@ -103,7 +100,7 @@ class _Claims:
     def add(self, obj: Object[ExternalService]) -> None:
         spec = obj.resource.spec
         self.hosts.update(dict.fromkeys(spec.hosts, obj))
-        for network in merged(spec.addresses):
+        for network in spec.addresses:
             for port in spec.ports:
                 self.networks.setdefault((network, port.port), []).append((obj, port.protocol))
 
@@ -134,12 +131,11 @@ class _Claims:
             return f"is within the virtual addresses {vips} (MeshConfig vipCidrs)"
         if network.num_addresses == 1 and (owner := self.mesh.owners.get(str(network.network_address))):
             return f"is an address of {first(owner)}"
-        whole = is_within(text, merged(spec.addresses))
         for port in spec.ports:
-            for other, protocol in self.networks.get((whole, port.port), ()):
+            for other, protocol in self.networks.get((text, port.port), ()):
                 by_name = protocol == port.protocol != "TCP" and spec.hosts and other.resource.spec.hosts
                 if not by_name:
-                    return f"{whole} with port {port.port} belongs to {first(other)}"
+                    return f"{text} with port {port.port} belongs to {first(other)}"
         return ""
 
     def endpoint_problem(self, text: str) -> str:

@@ -8,6 +8,7 @@ PURE.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from typing import Literal, TypeVar, cast
 
 from ..addr import ServiceKey, SpiffeId, WorkloadKey, spiffe_id
 from ..errors import ConfigError
-from .external import Mesh, accept_external, external_shard, is_within, merged, named_hosts
+from .external import Mesh, accept_external, external_shard, is_within, named_hosts
 from .fields import NOT_YET, FailurePolicy
 from .kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
 from .mesh import ExternalService, MeshConfig, MeshConfigSpec, PeerAuthentication, Workload, WorkloadTraffic
@@ -523,12 +524,20 @@ class _Build:
 def _traffic(spec: WorkloadTraffic) -> Traffic:
     out, into = spec.outbound, spec.inbound
     return Traffic(
-        out_include_cidrs=merged(out.include_cidrs),
-        out_exclude_cidrs=merged(out.exclude_cidrs),
+        out_include_cidrs=_merged(out.include_cidrs),
+        out_exclude_cidrs=_merged(out.exclude_cidrs),
         out_include_ports=tuple(sorted(set(out.include_ports))),
         out_exclude_ports=tuple(sorted(set(out.exclude_ports))),
         out_exclude_uids=tuple(sorted(set(out.exclude_uids))),
         in_include_ports=tuple(sorted(set(into.include_ports))),
         in_exclude_ports=tuple(sorted(set(into.exclude_ports))),
-        in_exclude_cidrs=merged(into.exclude_cidrs),
+        in_exclude_cidrs=_merged(into.exclude_cidrs),
     )
+
+
+def _merged(cidrs: Iterable[str]) -> tuple[str, ...]:
+    """IPv4 first, sorted; what overlaps or adjoins is one network, since sets of intervals refuse overlaps."""
+    networks = [ipaddress.ip_network(text) for text in cidrs]
+    v4 = (network for network in networks if isinstance(network, ipaddress.IPv4Network))
+    v6 = (network for network in networks if isinstance(network, ipaddress.IPv6Network))
+    return tuple(str(n) for n in (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)))
