@@ -56,7 +56,7 @@ class Log:
         if len(data) >= _MAX_LINE:
             data = data[: _MAX_LINE - 4] + b"..."
         if self.lost:
-            notice = f"netproxy {self.role}: warning: {self.lost} messages could not be written\n"
+            notice = f"netproxy {self.role}: warning: messages that could not be written: {self.lost}\n"
             if not write_now(self._fd, notice.encode()):
                 self.lost += 1
                 return
@@ -94,6 +94,8 @@ def begin(role: str, level: str) -> None:
 
 def set_level(name: str) -> None:
     """One of `LEVELS`. Raises ValueError for others."""
+    if name not in LEVELS:
+        raise ValueError(f"{name!r} is none of {', '.join(LEVELS)}")
     _own.level = LEVELS.index(name)
 
 

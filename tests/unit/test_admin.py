@@ -15,6 +15,7 @@ import pytest
 
 from netproxy.admin import Admin
 from netproxy.arena import ArenaReader, ArenaWriter
+from netproxy.errors import ConfigError
 from netproxy.observe.metrics import Condition
 from netproxy.settings import NodeSettings, arena_size
 
@@ -27,6 +28,7 @@ class Source:
         self.arena = ArenaReader(fd, 1)
         os.close(fd)
         self.health = (True, "ok")
+        self.level = "info"
 
     def condition(self) -> Condition:
         return Condition("node-a", {}, {}, 0, {}, {}, True, 0.0)
@@ -36,6 +38,17 @@ class Source:
 
     def status(self) -> dict[str, Any]:
         return {"healthy": self.health[0], "node": "node-a"}
+
+    async def config_dump(self, kind: str, name: str) -> dict[str, Any]:
+        if name == "none":
+            raise ConfigError("no such thing")
+        return {"kind": kind, "name": name}
+
+    def log_level(self) -> str:
+        return self.level
+
+    async def set_log_level(self, name: str) -> None:
+        self.level = name
 
 
 @pytest.fixture
@@ -92,6 +105,58 @@ def test_status_and_what_does_not_exist(settings: NodeSettings) -> None:
             assert response.status == 405
 
     run(settings, main)
+
+
+def test_config_dump(settings: NodeSettings) -> None:
+    async def main(session: aiohttp.ClientSession, _source: Source) -> None:
+        async with session.get("/config_dump?kind=service&name=shop/web") as response:
+            assert await response.json() == {"kind": "service", "name": "shop/web"}
+        async with session.get("/config_dump") as response:
+            assert await response.json() == {"kind": "", "name": ""}
+        async with session.get("/config_dump?name=none") as response:
+            assert (response.status, await response.json()) == (404, {"error": "no such thing"})
+
+    run(settings, main)
+
+
+def test_log_level(settings: NodeSettings) -> None:
+    async def main(session: aiohttp.ClientSession, source: Source) -> None:
+        async with session.get("/log_level") as response:
+            assert await response.json() == {"level": "info"}
+        async with session.put("/log_level", data=b"debug\n") as response:
+            assert (response.status, await response.json()) == (200, {"level": "debug"})
+        assert source.level == "debug"
+        for body in (b"", b"loud", b"\xff" * 1000):
+            async with session.put("/log_level", data=body) as response:
+                assert response.status == 400
+                assert "none of error, warning, info, debug" in (await response.json())["error"]
+        assert source.level == "debug"
+
+    run(settings, main)
+
+
+def test_the_port_changes_nothing(settings: NodeSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def main() -> None:
+        source = Source()
+        admin = Admin(source, dataclasses.replace(settings, admin_port=port), retry_s=0.001)
+        await admin.start()
+        try:
+            async with asyncio.timeout(5), aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+                while True:
+                    with contextlib.suppress(aiohttp.ClientConnectionError):
+                        assert (await (await session.get("/log_level")).json()) == {"level": "info"}
+                        break
+                    await asyncio.sleep(0)
+                assert (await session.put("/log_level", data=b"debug")).status == 405
+                assert (await session.get("/config_dump")).status == 200
+        finally:
+            await admin.stop()
+        assert source.level == "info"
+
+    asyncio.run(main())
 
 
 def test_a_port_that_is_taken_keeps_nobody_waiting(settings: NodeSettings) -> None:

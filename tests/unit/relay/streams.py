@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -15,9 +16,20 @@ from typing import Any
 
 from netproxy.addr import ClientAddr, EndpointAddr, OriginalDst, ServiceKey, SpiffeId, WorkloadKey, spiffe_id
 from netproxy.arena import ArenaWriter
-from netproxy.config.shard import Backend, Endpoint, Match, MeshShard, Rule, ServicePort, ServiceShard, WorkloadShard
+from netproxy.config.shard import (
+    AccessLog,
+    Backend,
+    Endpoint,
+    Match,
+    MeshShard,
+    Rule,
+    ServicePort,
+    ServiceShard,
+    WorkloadShard,
+)
 from netproxy.decide.route import EndpointState, PortTable, Tables
 from netproxy.errors import LocalProtocolError, Reason, UpstreamError
+from netproxy.observe.access import AccessLogger
 from netproxy.observe.record import Parties, Recorder
 from netproxy.relay.connection import Exchange, HttpConnection
 from netproxy.relay.services import Facts, Services
@@ -296,9 +308,17 @@ class World:
         self.services = Services(
             asyncio.get_running_loop(), lambda: self.time, self.tables, self.pool, self.dialer, self.recorder
         )
+        self.lines: list[dict[str, Any]] = []
+        """Of the access log, which has everything."""
+        self.services.access = AccessLogger("node-a", lambda: 0.0, clock=lambda: self.time)
+        self.services.access.select(AccessLog(percent=100))
+        self.services.access.write_to(self)
         # Neither id nor date: so the transcripts show what is passed on. Tests of the edits set them.
         self.services.new_id = self.services.date = lambda: b""
         self.connection_type = type("Counted", (CountedConnection,), {"expected": 0, "__slots__": ()})
+
+    def put(self, line: bytes) -> None:
+        self.lines.append(json.loads(line))
 
     @property
     def port(self) -> PortTable:
@@ -348,6 +368,8 @@ class World:
         assert self.outstanding == 0
         assert self.pool.open_count == self.pool.idle_count
         assert len(self.recorder.entries) == self.connection_type.expected
+        told = [(line["reason"], line.get("response_code", 0)) for line in self.lines if line["protocol"] != "TCP"]
+        assert told == [(reason.name, status) for reason, status in self.ends]
         assert self.recorder.open == len(self.services.live)
 
     def assert_gone(self) -> None:
