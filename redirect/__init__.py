@@ -10,16 +10,18 @@ with its last holder; under `closed` they stay until `remove`.
 
 from redirect.apply import Applied, Removed, remove, steer
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Ports
+from redirect.netfilter.rules import Mechanism, Ports, Scope
 from redirect.observed import dialable, observe, reachable
 from redirect.plan import Observed, Steering
 
 __all__ = [
     "Applied",
+    "Mechanism",
     "Observed",
     "Ports",
     "RedirectError",
     "Removed",
+    "Scope",
     "Steering",
     "dialable",
     "observe",

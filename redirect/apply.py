@@ -7,18 +7,22 @@ many threads at once. For one namespace and node the caller lets one call finish
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
 from redirect.errors import RedirectError
-from redirect.netfilter import nft, session
+from redirect.netfilter.backend import BACKENDS
+from redirect.netfilter.rules import MECHANISMS, Mechanism
 from redirect.netns import identity, inside
 from redirect.observed import observe_here
 from redirect.plan import (
+    DIALECTS,
     AddRoute,
     CreateTable,
     DeleteRoute,
     DeleteTable,
+    Dropped,
     LinkDown,
     LinkUp,
     Observed,
@@ -41,12 +45,14 @@ class Applied:
                 call: until then the older rules are there too, which leaves no gap.
     changed     False: everything was as desired, nothing was touched.
     lingering   owned tables of older generations, which are still there.
+    undropped   why older rules of iptables could not be removed, which the next call tries again; "" when they were.
     """
 
     owner_fd: int | None
     generation: int
     changed: bool
     lingering: tuple[str, ...] = ()
+    undropped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +62,27 @@ class Removed:
     left: tuple[str, ...]
 
 
-def steer(netns_fd: int, desired: Steering, observed: Observed | None = None) -> Applied:
-    """Make the namespace as desired. RedirectError: it failed and the steps done were undone."""
+def steer(
+    netns_fd: int,
+    desired: Steering,
+    observed: Observed | None = None,
+    mechanisms: tuple[Mechanism, ...] = MECHANISMS,
+) -> Applied:
+    """Make the namespace as desired. RedirectError: it failed and the steps done were undone.
+
+    `mechanisms`: whose rules are looked for, when nothing was observed yet; others may have older rules of ours.
+    """
     where = _where(netns_fd, desired.node)
     with inside(netns_fd):
         if observed is None:
             try:
-                observed = observe_here(desired.node)
+                observed = observe_here(desired.node, mechanisms)
             except RedirectError as exc:
                 raise RedirectError(str(exc), namespace=where, step="observe") from exc
         wanted = plan(desired, observed)
-        owner_fd = None if wanted.empty else _Execution(desired.node, where).run(wanted)
-    return Applied(owner_fd, wanted.generation, not wanted.empty, wanted.lingering)
+        run = _Execution(desired.node, where)
+        owner_fd = None if wanted.empty else run.run(wanted)
+    return Applied(owner_fd, wanted.generation, not wanted.empty, wanted.lingering, run.undropped)
 
 
 def execute(netns_fd: int, node: str, wanted: Plan) -> int | None:
@@ -77,7 +92,8 @@ def execute(netns_fd: int, node: str, wanted: Plan) -> int | None:
 
 
 def remove(netns_fd: int, node: str) -> Removed:
-    """Remove this node's plain tables and VIP routes. Close the owner fds first: rules go before routes.
+    """Remove this node's plain tables, of every mechanism, and VIP routes. Close the owner fds first: rules go before
+    routes.
 
     lo stays up, because nobody can tell who else relies on it.
     """
@@ -88,9 +104,7 @@ def remove(netns_fd: int, node: str) -> Removed:
         try:
             observed = observe_here(node)
             step = "delete tables"
-            plain = tuple(table.name for table in observed.tables if table.owner is None)
-            if plain:
-                session.run(nft.delete(plain))
+            _drop(Dropped(table.mechanism, table.name) for table in observed.tables if table.owner is None)
             step = "delete VIP routes"
             with routing() as rt:
                 for cidr in sorted(observed.routes):
@@ -111,6 +125,7 @@ class _Execution:
         self._node = node
         self._where = where
         self._owner_fd: int | None = None
+        self.undropped = ""
 
     def run(self, wanted: Plan) -> int | None:
         done: list[Step] = []
@@ -122,14 +137,17 @@ class _Execution:
                 done.append(each)
                 if isinstance(each, CreateTable):
                     step = f"verify table {each.name}"
-                    _verify(each)
-            if wanted.drop:
-                step = f"drop {', '.join(wanted.drop)}"
-                session.run(nft.delete(wanted.drop))
+                    _verify(each, self._node)
+            step = f"drop {', '.join(name for _, name in wanted.drop)}"
+            _drop(table for table in wanted.drop if table.mechanism == "nftables")
         except RedirectError as exc:
             failures = self._undo(done)
             message = "; ".join([str(exc), *failures])
             raise RedirectError(message, namespace=self._where, step=step) from exc
+        try:
+            _drop(table for table in wanted.drop if table.mechanism != "nftables")
+        except RedirectError as exc:
+            self.undropped = f"older rules can't be removed: {exc}"  # half of them may be gone: no way back
         return self._owner_fd
 
     def _undo(self, done: list[Step]) -> list[str]:
@@ -153,25 +171,32 @@ class _Execution:
             case DeleteRoute(cidr):
                 with routing() as rt:
                     rt.delete_route(cidr, self._node)
-            case CreateTable(name, True, rules):
-                self._owner_fd = session.create_owned(name, nft.create(name, rules, owned=True))
-            case CreateTable(name, _, rules):
-                session.run(nft.create(name, rules, owned=False))
-            case DeleteTable(name, owned):
+            case CreateTable(name, owned, rules, mechanism):
+                self._owner_fd = BACKENDS[mechanism].create(name, rules, owned=owned)
+            case DeleteTable(name, owned, _, mechanism):
                 if owned and self._owner_fd is not None:
                     os.close(self._owner_fd)
                     self._owner_fd = None
                 elif not owned:
-                    session.run(nft.delete((name,)))
+                    BACKENDS[mechanism].delete((name,))
             case _:
                 assert_never(step)
 
 
-def _verify(made: CreateTable) -> None:
-    """Read the new table back. A libnftables which words rules in a way we do not know would otherwise look like drift
-    for ever, and every look would replace the table."""
-    found = session.list_table(made.name, owned=made.owned)
-    expected = nft.listing(made.rules)
+def _drop(tables: Iterable[Dropped]) -> None:
+    names: dict[Mechanism, list[str]] = {}
+    for mechanism, name in tables:
+        names.setdefault(mechanism, []).append(name)
+    for mechanism, found in names.items():
+        BACKENDS[mechanism].delete(tuple(found))
+
+
+def _verify(made: CreateTable, node: str) -> None:
+    """Read the new table back. A libnftables or iptables which words rules in a way we do not know would otherwise look
+    like drift for ever, and every look would replace the table."""
+    tables = BACKENDS[made.mechanism].tables(node)
+    found = next((table.listing for table in tables if table.name == made.name), ())
+    expected = DIALECTS[made.mechanism].listing(made.rules)
     if found != expected:
         odd = next((line for line in found if line not in expected), "a rule is missing")
         raise RedirectError(f"the kernel lists other rules than were loaded: {odd}")

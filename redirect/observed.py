@@ -5,40 +5,29 @@ from __future__ import annotations
 import os
 
 from redirect.errors import RedirectError
-from redirect.netfilter import nft, session
-from redirect.netfilter.rules import Family
+from redirect.netfilter.backend import BACKENDS
+from redirect.netfilter.rules import MECHANISMS, Family, Mechanism
 from redirect.netns import identity, inside
-from redirect.plan import Observed, Table, check_node
+from redirect.plan import Observed, check_node
 from redirect.route import routing
 
 _IPV6 = "/proc/sys/net/ipv6/conf"  # of the reading thread's namespace
 
 
-def observe(netns_fd: int, node: str) -> Observed:
+def observe(netns_fd: int, node: str, mechanisms: tuple[Mechanism, ...] = MECHANISMS) -> Observed:
     """Read tables, VIP routes and the state of lo. Changes nothing. RedirectError if the kernel does not answer."""
     check_node(node)
     where = f"node {node} in {identity(netns_fd)}"
     with inside(netns_fd):
         try:
-            return observe_here(node)
+            return observe_here(node, mechanisms)
         except RedirectError as exc:
             raise RedirectError(str(exc), namespace=where, step="observe") from exc
 
 
-def observe_here(node: str) -> Observed:
+def observe_here(node: str, mechanisms: tuple[Mechanism, ...] = MECHANISMS) -> Observed:
     """The same in the calling thread's current namespace."""
-    found = []
-    for table in session.tables():
-        name = nft.parse_table_name(table.name)
-        if name is None or name[0] != node:
-            continue
-        try:
-            listing = session.list_table(table.name, owned=table.owner is not None)
-        except RedirectError:
-            if table in session.tables():
-                raise
-            continue  # went away between the two questions, as owned tables do
-        found.append(Table(table.name, name[1], table.owner, listing))
+    found = [table for mechanism in mechanisms for table in BACKENDS[mechanism].tables(node)]
     found.sort(key=lambda table: table.generation)
     with routing() as rt:
         return Observed(node=node, lo_up=rt.lo_up(), routes=rt.routes(node), tables=tuple(found))

@@ -1,12 +1,14 @@
 """From what the kernel has to what it shall have: steps, each with its undo. PURE.
 
-    LinkUp lo -> AddRoute / DeleteRoute (VIPs) -> CreateTable -> drop the older plain tables, in one transaction
+    LinkUp lo -> AddRoute / DeleteRoute (VIPs) -> CreateTable -> drop the older plain tables
 
 Rules:
 - nothing to do gives an empty plan;
 - a new table is made before an older one goes, so no connection slips through between them;
-- every step can be undone, and undoing in reverse leaves the kernel as it was. Dropping is the last act, atomic, and
-  the only one without undo: nothing that could fail comes after it;
+- every step can be undone, and undoing in reverse leaves the kernel as it was. Dropping is the last act and the only
+  one without undo. Tables of nftables go first and all at once; chains of iptables go one family after the other, and
+  what of them can't be dropped is told and dropped at the next occasion;
+- a table is of one mechanism. Another one is like another generation: new rules are made, then the older ones go;
 - an older table which is owned goes when its owner's fd is closed, which is the caller's part: `lingering` names it.
 
 VIP routes are `dev lo`: without a route connect() fails with ENETUNREACH before any rule sees the packet, and on lo the
@@ -18,15 +20,38 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, Protocol, assert_never
 
 from redirect.errors import RedirectError
-from redirect.netfilter import nft
-from redirect.netfilter.rules import Family, Ports, Ruleset, ruleset
+from redirect.netfilter import iptables, nft
+from redirect.netfilter.rules import (
+    MECHANISMS,
+    Family,
+    Listing,
+    Mechanism,
+    Ports,
+    Ruleset,
+    Scope,
+    Table,
+    Wanted,
+    check_cidr,
+    ruleset,
+)
 
 FailurePolicy = Literal["open", "closed"]
 
 _NODE = re.compile(r"[a-z0-9-]{1,40}")
+
+
+class _Dialect(Protocol):
+    """How a mechanism words things."""
+
+    def table_name(self, node: str, generation: int) -> str: ...
+
+    def listing(self, rules: Ruleset) -> Listing: ...
+
+
+DIALECTS: dict[Mechanism, _Dialect] = {"nftables": nft, "iptables-nft": iptables, "iptables-legacy": iptables}
 
 
 def check_node(node: str) -> None:
@@ -43,7 +68,8 @@ class Steering:
     it has: another family passes untouched. VIP networks of a family it cannot dial are left out by the caller.
     `enabled=False` keeps hooks and routes and
     steers nothing, so that established connections live on during a drain. `failure_policy`: open rules go with the fd
-    that owns them; closed rules stay, and refuse what no listener takes, outbound and inbound.
+    that owns them; closed rules stay, and refuse what no listener takes, outbound and inbound. Rules of iptables are
+    closed whatever was asked for: see `policy_in_force`.
     """
 
     node: str
@@ -54,6 +80,8 @@ class Steering:
     mask: int = 0xFFF
     vip_cidrs: tuple[str, ...] = ("240.240.0.0/16", "fd00:240::/32")
     enabled: bool = True
+    scope: Scope = field(default_factory=Scope)
+    mechanism: Mechanism = "nftables"
 
     def __post_init__(self) -> None:
         check_node(self.node)
@@ -61,48 +89,49 @@ class Steering:
             raise RedirectError(f"families {sorted(self.families)}: one or both of 4 and 6 are needed")
         if self.failure_policy not in ("open", "closed"):
             raise RedirectError(f"failure policy {self.failure_policy!r} is neither open nor closed")
-        excluded = self.ports.excluded_inbound
+        if self.mechanism not in MECHANISMS:
+            raise RedirectError(f"steering mechanism {self.mechanism!r} is none of {', '.join(MECHANISMS)}")
         listeners = [self.ports.outbound, self.ports.inbound]
         if self.ports.dns is not None:
             listeners.append(self.ports.dns)
-        for port in (*listeners, *excluded):
+        for port in listeners:
             if not 0 < port < 1 << 16:
                 raise RedirectError(f"port {port} is not in 1..65535")
         if len(set(listeners)) != len(listeners):
             raise RedirectError(f"listeners cannot share a port: {listeners}")
-        if list(excluded) != sorted(set(excluded)):
-            raise RedirectError(f"excluded inbound ports {excluded} are not sorted and distinct")
         if not 0 < self.mask < 1 << 32 or not self.mark or self.mark & ~self.mask:
             raise RedirectError(f"mark {self.mark:#x} is zero or not within the mask {self.mask:#x}")
         for cidr in self.vip_cidrs:
-            _check_cidr(cidr)
+            check_cidr(cidr, "VIP network")
 
     @property
     def owned(self) -> bool:
-        return self.failure_policy == "open"
+        return self.policy_in_force == "open"
+
+    @property
+    def policy_in_force(self) -> FailurePolicy:
+        return self.failure_policy if self.mechanism == "nftables" else "closed"
 
     def rules(self) -> Ruleset:
         return ruleset(
-            self.ports,
-            self.families,
-            mark=self.mark,
-            mask=self.mask,
-            refuse_without_listener=not self.owned,
-            enabled=self.enabled,
+            Wanted(
+                self.ports,
+                self.families,
+                self.scope,
+                self.vip_cidrs,
+                mark=self.mark,
+                mask=self.mask,
+                refuse_without_listener=not self.owned,
+                enabled=self.enabled,
+            )
         )
+
+    def listing(self) -> Listing:
+        """What the kernel shows when it has these rules."""
+        return DIALECTS[self.mechanism].listing(self.rules())
 
     def routes(self) -> frozenset[str]:
         return frozenset(cidr for cidr in self.vip_cidrs if ipaddress.ip_network(cidr).version in self.families)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table of ours. `owner` is the port id of the owning netlink socket, None for a plain table."""
-
-    name: str
-    generation: int
-    owner: int | None
-    listing: nft.Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +174,7 @@ class CreateTable:
     name: str
     owned: bool
     rules: Ruleset
+    mechanism: Mechanism = "nftables"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +184,7 @@ class DeleteTable:
     name: str
     owned: bool
     rules: Ruleset
+    mechanism: Mechanism = "nftables"
 
 
 Step = LinkUp | LinkDown | AddRoute | DeleteRoute | CreateTable | DeleteTable
@@ -169,19 +200,24 @@ def undo(step: Step) -> Step:
             return DeleteRoute(cidr)
         case DeleteRoute(cidr):
             return AddRoute(cidr)
-        case CreateTable(name, owned, rules):
-            return DeleteTable(name, owned, rules)
-        case DeleteTable(name, owned, rules):
-            return CreateTable(name, owned, rules)
+        case CreateTable(name, owned, rules, mechanism):
+            return DeleteTable(name, owned, rules, mechanism)
+        case DeleteTable(name, owned, rules, mechanism):
+            return CreateTable(name, owned, rules, mechanism)
     assert_never(step)
+
+
+class Dropped(NamedTuple):
+    mechanism: Mechanism
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`steps` in order, then `drop` at once. `generation` is the one that steers afterwards."""
+    """`steps` in order, then `drop`. `generation` is the one that steers afterwards."""
 
     steps: tuple[Step, ...]
-    drop: tuple[str, ...]
+    drop: tuple[Dropped, ...]
     generation: int
     lingering: tuple[str, ...]
 
@@ -201,23 +237,23 @@ def plan(desired: Steering, observed: Observed) -> Plan:
 
     newest = max(observed.tables, key=lambda table: table.generation, default=None)
     generation = observed.generation
-    if newest is None or (newest.owner is not None) != desired.owned or newest.listing != nft.listing(rules):
+    if newest is None or not _is_as_desired(newest, desired, rules):
         newest = None
         generation += 1
-        steps.append(CreateTable(nft.table_name(desired.node, generation), desired.owned, rules))
+        name = DIALECTS[desired.mechanism].table_name(desired.node, generation)
+        steps.append(CreateTable(name, desired.owned, rules, desired.mechanism))
     older = [table for table in observed.tables if table is not newest]
     return Plan(
         steps=tuple(steps),
-        drop=tuple(table.name for table in older if table.owner is None),
+        drop=tuple(Dropped(table.mechanism, table.name) for table in older if table.owner is None),
         generation=generation,
         lingering=tuple(table.name for table in older if table.owner is not None),
     )
 
 
-def _check_cidr(cidr: str) -> None:
-    try:
-        network = ipaddress.ip_network(cidr)
-    except ValueError as exc:
-        raise RedirectError(f"VIP network: {exc}") from exc
-    if str(network) != cidr:
-        raise RedirectError(f"VIP network {cidr} is to be written {network}")
+def _is_as_desired(table: Table, desired: Steering, rules: Ruleset) -> bool:
+    return (
+        table.mechanism == desired.mechanism
+        and (table.owner is not None) is desired.owned
+        and table.listing == DIALECTS[desired.mechanism].listing(rules)
+    )

@@ -111,6 +111,7 @@ PURE = (
     "netproxy/upstream/health.py",
     "netproxy/upstream/pool.py",
     "redirect/errors.py",
+    "redirect/netfilter/iptables.py",
     "redirect/netfilter/nft.py",
     "redirect/netfilter/rules.py",
     "redirect/plan.py",

@@ -4,8 +4,6 @@ Every workload has one `inet` table, named `netproxy-<node>-g<generation>`. The 
 node `a-g1` and the first generation of node `a` cannot be mistaken for each other. A table changes by being replaced:
 an owned table can be changed by its owner's socket only, and two generations side by side do no harm (the first NAT
 wins, and tproxy twice finds the same socket).
-
-A `Listing` is the canonical form in which what we want and what the kernel has are compared.
 """
 
 from __future__ import annotations
@@ -21,11 +19,14 @@ from redirect.netfilter.rules import (
     Chain,
     Established,
     FromInterface,
+    FromNetworks,
     InZone,
     IsTcp,
+    Listing,
     MarkIs,
     Match,
     OfFamily,
+    OfUsers,
     OpensTcp,
     Pass,
     Redirect,
@@ -34,13 +35,12 @@ from redirect.netfilter.rules import (
     Ruleset,
     ToListener,
     ToLocal,
-    ToNetwork,
+    ToNetworks,
     ToPorts,
 )
 
-Listing = tuple[str, ...]
-
 _NAME = re.compile(r"netproxy-([a-z0-9-]{1,40})-g([1-9][0-9]{0,9})")
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SYN_OF = ["fin", "syn", "rst", "ack"]
 
 
@@ -84,10 +84,14 @@ def _match(match: Match) -> str:
             return f"meta mark & {mask:#010x} == {mark:#010x}"
         case ToLocal(wanted):
             return f"fib daddr type {'==' if wanted else '!='} local"
-        case ToNetwork(cidr):
-            return f"{'ip6' if ':' in cidr else 'ip'} daddr {cidr}"
+        case ToNetworks(cidrs):
+            return f"{_protocol(cidrs)} daddr {_set(cidrs)}"
+        case FromNetworks(cidrs):
+            return f"{_protocol(cidrs)} saddr {_set(cidrs)}"
+        case OfUsers(uids):
+            return f"meta skuid {_set(uids)}"
         case ToPorts(ports, protocol):
-            return f"{protocol} dport {{ {', '.join(map(str, ports))} }}"
+            return f"{protocol} dport {_set(ports)}"
         case FromInterface(name):
             return f'iifname "{name}"'
         case OfFamily(family):
@@ -97,6 +101,14 @@ def _match(match: Match) -> str:
         case OpensTcp():
             return f"tcp flags & ({'|'.join(_SYN_OF)}) == syn"
     assert_never(match)
+
+
+def _protocol(cidrs: tuple[str, ...]) -> str:
+    return "ip6" if ":" in cidrs[0] else "ip"
+
+
+def _set(values: tuple[str, ...] | tuple[int, ...]) -> str:
+    return f"{{ {', '.join(map(str, values))} }}" if len(values) > 1 else str(values[0])
 
 
 def _action(action: Action) -> str:
@@ -169,10 +181,14 @@ def _line(chain: str, content: Any) -> str:
 
 def _canonical(node: Any) -> Any:
     """What versions of libnftables show differently: TCP flags as a list or as an or-expression, in an order of their
-    own, and a set of one element as that element."""
+    own, networks as prefixes, addresses or ranges, neighbours among them joined, and a set of one as its element."""
     if isinstance(node, dict):
         if set(node) == {"|"}:
             return _canonical(node["|"])
+        if _is_address(node):
+            return {"set": _ranges([node])}
+        if set(node) == {"set"} and _is_address(node["set"][0]):
+            return {"set": _ranges(node["set"])}
         if set(node) == {"set"} and len(node["set"]) == 1:
             return _canonical(node["set"][0])
         return {key: _canonical(value) for key, value in node.items()}
@@ -180,7 +196,40 @@ def _canonical(node: Any) -> Any:
         if all(isinstance(item, str) for item in node):
             return sorted(node)
         return [_canonical(item) for item in node]
+    if isinstance(node, str) and _is_address(node):
+        return {"set": _ranges([node])}
     return node
+
+
+def _is_address(node: Any) -> bool:
+    if isinstance(node, dict):
+        return set(node) == {"prefix"} or (set(node) == {"range"} and _is_address(node["range"][0]))
+    try:
+        ipaddress.ip_address(node if isinstance(node, str) else "")
+    except ValueError:
+        return False
+    return True
+
+
+def _ranges(items: list[Any]) -> list[list[str]]:
+    """First and last addresses of what the set holds, in order."""
+    pairs: list[tuple[_Address, _Address]] = []
+    for item in items:
+        if isinstance(item, str):
+            pairs.append((ipaddress.ip_address(item), ipaddress.ip_address(item)))
+        elif "prefix" in item:
+            net = ipaddress.ip_network(f"{item['prefix']['addr']}/{item['prefix']['len']}")
+            pairs.append((net.network_address, net.broadcast_address))
+        else:
+            first, last = item["range"]
+            pairs.append((ipaddress.ip_address(first), ipaddress.ip_address(last)))
+    joined: list[tuple[_Address, _Address]] = []
+    for first, last in sorted(pairs, key=lambda pair: int(pair[0])):
+        if joined and int(joined[-1][1]) + 1 == int(first):
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return [[str(first), str(last)] for first, last in joined]
 
 
 def _match_json(match: Match) -> dict[str, Any]:
@@ -191,10 +240,12 @@ def _match_json(match: Match) -> dict[str, Any]:
             return _compare({"&": [{"meta": {"key": "mark"}}, mask]}, mark)
         case ToLocal(wanted):
             return _compare({"fib": {"result": "type", "flags": ["daddr"]}}, "local", "==" if wanted else "!=")
-        case ToNetwork(cidr):
-            network = ipaddress.ip_network(cidr)
-            field = {"payload": {"protocol": f"ip{'6' if network.version == 6 else ''}", "field": "daddr"}}
-            return _compare(field, {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}})
+        case ToNetworks(cidrs):
+            return _compare({"payload": {"protocol": _protocol(cidrs), "field": "daddr"}}, _networks_json(cidrs))
+        case FromNetworks(cidrs):
+            return _compare({"payload": {"protocol": _protocol(cidrs), "field": "saddr"}}, _networks_json(cidrs))
+        case OfUsers(uids):
+            return _compare({"meta": {"key": "skuid"}}, {"set": list(uids)})
         case ToPorts(ports, protocol):
             return _compare({"payload": {"protocol": protocol, "field": "dport"}}, {"set": list(ports)})
         case FromInterface(name):
@@ -206,6 +257,11 @@ def _match_json(match: Match) -> dict[str, Any]:
         case OpensTcp():
             return _compare({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, _SYN_OF]}, "syn")
     assert_never(match)
+
+
+def _networks_json(cidrs: tuple[str, ...]) -> dict[str, Any]:
+    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    return {"set": [{"prefix": {"addr": str(net.network_address), "len": net.prefixlen}} for net in networks]}
 
 
 def _compare(left: dict[str, Any], right: Any, operator: str = "==") -> dict[str, Any]:

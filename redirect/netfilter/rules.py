@@ -1,14 +1,18 @@
 """The one rule model: what netfilter shall do in a workload's namespace, as data. PURE.
 
-`nft.py` renders it. It holds only matches and actions which nftables and iptables both have.
+`nft.py` and `iptables.py` render it. Matches are positive, since iptables can't negate a list; a list of networks is of
+one IP family.
 
     raw (output)          names: the proxy's own queries get a conntrack zone for their original direction
     output (nat)          the other IP family, the proxy's own sockets, own addresses and IPv6 link-local pass;
                           names: UDP and TCP to port 53 goes to loopback:dns;
                           a TCP connection being opened goes to loopback:outbound
-    prerouting (mangle)   the other IP family, what came in by lo, what is not for us, and excluded ports pass;
+    prerouting (mangle)   the other IP family, what came in by lo and what is not for us pass;
                           TCP goes to the transparent listener on loopback:inbound;
                           with `refuse_without_listener`, a connection which nobody took is reset
+
+A `Scope` narrows this: what it excludes passes, and only what it includes is taken. Names are taken whatever it
+includes, since they lead to VIPs; VIPs are taken whatever it says, since nobody else answers there.
 
 Why only SYN in output: conntrack picks up connections in their middle, and NAT would then redirect the first packet
 it sees of a connection older than the rules. Why all TCP in prerouting: tproxy prefers an established socket and
@@ -28,15 +32,23 @@ is one which the namespace does not have at all (`redirect.observed.reachable`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from redirect.errors import RedirectError
+
 Family = Literal[4, 6]
 Protocol = Literal["tcp", "udp"]
+Mechanism = Literal["nftables", "iptables-nft", "iptables-legacy"]
+"""Who takes rules to the kernel. The last two are the variants of iptables, whose rules don't see each other."""
 
+MECHANISMS: tuple[Mechanism, ...] = ("nftables", "iptables-nft", "iptables-legacy")
 DNS = 53
 ZONE = 0x539
+MAX_LIST = 256
+"""Entries of each list of a `Scope`; iptables needs a rule for each network and each 15 ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +65,24 @@ class ToLocal:
 
 
 @dataclass(frozen=True, slots=True)
-class ToNetwork:
-    cidr: str
+class ToNetworks:
+    """The destination is in one of these, which are of one family, sorted and apart; not empty."""
+
+    cidrs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FromNetworks:
+    """Likewise the source."""
+
+    cidrs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OfUsers:
+    """The sending socket is of one of these users; sorted, without duplicates, not empty."""
+
+    uids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +118,10 @@ class Established:
     """Of a connection which conntrack knows in both directions."""
 
 
-Match = Established | MarkIs | ToLocal | ToNetwork | ToPorts | FromInterface | OfFamily | IsTcp | OpensTcp
+Match = (
+    Established | MarkIs | ToLocal | ToNetworks | FromNetworks | OfUsers | ToPorts | FromInterface | OfFamily | IsTcp
+    | OpensTcp
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +174,25 @@ class Chain:
 
 Ruleset = tuple[Chain, ...]
 
+Listing = tuple[str, ...]
+"""The canonical form, of each mechanism its own, in which what we want and what the kernel has are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rules of one generation: a table of nftables, or chains of that name in those of iptables. `owner` is the
+    port id of the owning netlink socket, None for rules that anybody may remove."""
+
+    name: str
+    generation: int
+    owner: int | None
+    listing: Listing
+    mechanism: Mechanism = "nftables"
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the proxy listens, on loopback in the workload's namespace, and inbound ports it leaves to the app.
+    """Where the proxy listens, on loopback in the workload's namespace.
 
     `dns`: for queries, UDP and TCP; None leaves names to whomever the app asks.
     """
@@ -154,62 +200,181 @@ class Ports:
     outbound: int = 15001
     inbound: int = 15006
     dns: int | None = None
-    excluded_inbound: tuple[int, ...] = ()
 
 
-def ruleset(
-    ports: Ports, families: Iterable[Family], *, mark: int, mask: int, refuse_without_listener: bool, enabled: bool
-) -> Ruleset:
-    """The chains of one workload. Not enabled: hooks which steer nothing, but keep the kernel translating connections
-    which were redirected before."""
-    wanted = sorted(set(families)) if enabled else []
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is steered; () of an `include` means all, and an exclusion wins. Ports and uids are sorted and distinct.
+
+    `in_exclude_cidrs` are networks of clients, the other networks those of servers. RedirectError otherwise.
+    """
+
+    out_include_cidrs: tuple[str, ...] = ()
+    out_exclude_cidrs: tuple[str, ...] = ()
+    out_include_ports: tuple[int, ...] = ()
+    out_exclude_ports: tuple[int, ...] = ()
+    out_exclude_uids: tuple[int, ...] = ()
+    in_include_ports: tuple[int, ...] = ()
+    in_exclude_ports: tuple[int, ...] = ()
+    in_exclude_cidrs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("out_include_ports", "out_exclude_ports", "in_include_ports", "in_exclude_ports"):
+            ports: tuple[int, ...] = getattr(self, name)
+            for port in ports:
+                if not 0 < port < 1 << 16:
+                    raise RedirectError(f"{name}: port {port} is not in 1..65535")
+            _check_sorted(name, ports)
+        for uid in self.out_exclude_uids:
+            if not 0 <= uid < (1 << 32) - 1:
+                raise RedirectError(f"out_exclude_uids: {uid} is not a user")
+        _check_sorted("out_exclude_uids", self.out_exclude_uids)
+        for name in ("out_include_cidrs", "out_exclude_cidrs", "in_exclude_cidrs"):
+            cidrs: tuple[str, ...] = getattr(self, name)
+            if len(cidrs) > MAX_LIST:
+                raise RedirectError(f"{name} has {len(cidrs)} entries, {MAX_LIST} are possible")
+            for cidr in cidrs:
+                check_cidr(cidr, name)
+
+    @property
+    def narrows_outbound(self) -> bool:
+        return bool(
+            self.out_include_cidrs
+            or self.out_exclude_cidrs
+            or self.out_include_ports
+            or self.out_exclude_ports
+            or self.out_exclude_uids
+        )
+
+
+def check_cidr(cidr: str, what: str) -> None:
+    """RedirectError unless it is a network as the kernel writes it."""
+    try:
+        network = ipaddress.ip_network(cidr)
+    except ValueError as exc:
+        raise RedirectError(f"{what}: {exc}") from exc
+    if str(network) != cidr:
+        raise RedirectError(f"{what}: {cidr} is to be written {network}")
+
+
+def _check_sorted(name: str, values: tuple[int, ...]) -> None:
+    if len(values) > MAX_LIST:
+        raise RedirectError(f"{name} has {len(values)} entries, {MAX_LIST} are possible")
+    if list(values) != sorted(set(values)):
+        raise RedirectError(f"{name} {values} are not sorted and distinct")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the rules of one workload are made from. Not enabled: hooks which steer nothing, but keep the kernel
+    translating connections which were redirected before. `vips` are networks that are taken whatever the scope."""
+
+    ports: Ports
+    families: frozenset[Family]
+    scope: Scope
+    vips: tuple[str, ...]
+    mark: int
+    mask: int
+    refuse_without_listener: bool
+    enabled: bool
+
+
+def ruleset(wanted: Wanted) -> Ruleset:
+    """The chains of one workload."""
     return (
         # Stays while disabled: queries of the proxy that are under way shall not collide with new ones.
-        *([] if ports.dns is None else [Chain("raw", "filter", "output", -300, tuple(_queries(mark, mask)))]),
-        Chain("output", "nat", "output", -100, tuple(_outbound(ports, wanted, mark, mask))),
-        Chain("prerouting", "filter", "prerouting", -150, tuple(_inbound(ports, wanted, refuse_without_listener))),
+        *([] if wanted.ports.dns is None else [Chain("raw", "filter", "output", -300, tuple(_queries(wanted)))]),
+        Chain("output", "nat", "output", -100, tuple(_outbound(wanted))),
+        Chain("prerouting", "filter", "prerouting", -150, tuple(_inbound(wanted))),
     )
 
 
-def _outbound(ports: Ports, families: list[Family], mark: int, mask: int) -> Iterable[Rule]:
-    if not families:
+def _queries(wanted: Wanted) -> Iterable[Rule]:
+    protocols: tuple[Protocol, ...] = ("udp", "tcp")
+    for protocol in protocols:
+        yield Rule((MarkIs(wanted.mark, wanted.mask), ToPorts((DNS,), protocol)), InZone(ZONE))
+
+
+def _outbound(wanted: Wanted) -> Iterable[Rule]:
+    families, scope = wanted.families, wanted.scope
+    yield from _other_family(families)
+    if not wanted.enabled:
         # NAT needs its hook and conntrack's. The chain is the first; the second exists only while some rule asks for
         # it, as redirect does. This one does too, and decides nothing.
         yield Rule((Established(),), Pass())
         return
-    yield from _other_family(families)
-    yield Rule((MarkIs(mark, mask),), Pass())
+    yield Rule((MarkIs(wanted.mark, wanted.mask),), Pass())
     yield Rule((ToLocal(True),), Pass())
     if 6 in families:
-        yield Rule((ToNetwork("fe80::/10"),), Pass())
+        yield Rule((ToNetworks(("fe80::/10",)),), Pass())
+    opens = Rule((OpensTcp(),), Redirect(wanted.ports.outbound))
+    names = list(_names(wanted.ports))
+    if scope.narrows_outbound:
+        for match in _to(wanted.vips, families):
+            for rule in (*names, opens):
+                yield Rule((match, *rule.matches), rule.action)
+    if scope.out_exclude_uids:
+        yield Rule((OfUsers(scope.out_exclude_uids),), Pass())
+    for match in _to(scope.out_exclude_cidrs, families):
+        yield Rule((match,), Pass())
+    if scope.out_exclude_ports:
+        yield Rule((ToPorts(scope.out_exclude_ports),), Pass())
+    if names and DNS in scope.out_exclude_ports:
+        yield Rule((ToPorts((DNS,), "udp"),), Pass())
+    yield from names
+    included: list[Match] = [ToPorts(scope.out_include_ports)] if scope.out_include_ports else []
+    places = [[match] for match in _to(scope.out_include_cidrs, families)] if scope.out_include_cidrs else [[]]
+    for place in places:
+        yield Rule((*place, *included, *opens.matches), opens.action)
+
+
+def _names(ports: Ports) -> Iterator[Rule]:
     if ports.dns is not None:
         yield Rule((ToPorts((DNS,), "udp"),), Redirect(ports.dns))
         yield Rule((ToPorts((DNS,)), OpensTcp()), Redirect(ports.dns))
-    yield Rule((OpensTcp(),), Redirect(ports.outbound))
 
 
-def _queries(mark: int, mask: int) -> Iterable[Rule]:
-    protocols: tuple[Protocol, ...] = ("udp", "tcp")
-    for protocol in protocols:
-        yield Rule((MarkIs(mark, mask), ToPorts((DNS,), protocol)), InZone(ZONE))
-
-
-def _inbound(ports: Ports, families: list[Family], refuse_without_listener: bool) -> Iterable[Rule]:
-    if not families:
+def _inbound(wanted: Wanted) -> Iterable[Rule]:
+    families, scope = wanted.families, wanted.scope
+    if not wanted.enabled:
         return
     yield from _other_family(families)
     yield Rule((FromInterface("lo"),), Pass())
     yield Rule((ToLocal(False),), Pass())
-    if ports.excluded_inbound:
-        yield Rule((ToPorts(ports.excluded_inbound),), Pass())
-    for family in families:
-        yield Rule((OfFamily(family), IsTcp()), ToListener(family, ports.inbound))
-    if refuse_without_listener:
-        yield Rule((OpensTcp(),), Reset())
+    for match in _from(scope.in_exclude_cidrs, families):
+        yield Rule((match,), Pass())
+    if scope.in_exclude_ports:
+        yield Rule((ToPorts(scope.in_exclude_ports),), Pass())
+    included: list[Match] = [ToPorts(scope.in_include_ports)] if scope.in_include_ports else []
+    for family in sorted(families):
+        yield Rule((OfFamily(family), *(included or [IsTcp()])), ToListener(family, wanted.ports.inbound))
+    if wanted.refuse_without_listener:
+        yield Rule((*included, OpensTcp()), Reset())
 
 
-def _other_family(families: list[Family]) -> Iterable[Rule]:
+def _other_family(families: frozenset[Family]) -> Iterable[Rule]:
     if 4 not in families:
         yield Rule((OfFamily(4),), Pass())
     if 6 not in families:
         yield Rule((OfFamily(6),), Pass())
+
+
+def _to(cidrs: tuple[str, ...], families: frozenset[Family]) -> Iterator[Match]:
+    for family, found in _by_family(cidrs, families):
+        yield ToNetworks(found) if found else OfFamily(family)
+
+
+def _from(cidrs: tuple[str, ...], families: frozenset[Family]) -> Iterator[Match]:
+    for family, found in _by_family(cidrs, families):
+        yield FromNetworks(found) if found else OfFamily(family)
+
+
+def _by_family(cidrs: tuple[str, ...], families: frozenset[Family]) -> Iterator[tuple[Family, tuple[str, ...]]]:
+    """Without overlaps, which nft refuses; () stands for the whole family, for which nft has no prefix."""
+    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    v4 = ipaddress.collapse_addresses(net for net in networks if isinstance(net, ipaddress.IPv4Network))
+    v6 = ipaddress.collapse_addresses(net for net in networks if isinstance(net, ipaddress.IPv6Network))
+    found: dict[Family, list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {4: [*v4], 6: [*v6]}
+    for family in sorted(families):
+        if found[family]:
+            yield family, tuple(str(net) for net in found[family] if net.prefixlen)

@@ -1,4 +1,4 @@
-"""Talking to nf_tables in the calling thread's current network namespace.
+"""Talking to nf_tables in the calling thread's current network namespace: the mechanism ``nftables``.
 
 Rules go through libnftables (Debian python3-nftables); which tables exist and who owns them is asked by netlink,
 because libnftables does not tell. An owned table (`flags owner`, Linux 5.12) belongs to one netlink socket and goes
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from redirect.errors import RedirectError
 from redirect.netfilter import nft
+from redirect.netfilter.rules import Listing, Ruleset, Table
 
 NETLINK_NETFILTER = 12
 SO_NETNS_COOKIE = 71  # Linux 5.14
@@ -39,6 +40,37 @@ class KernelTable(NamedTuple):
     owner: int | None  # port id of the owning netlink socket
 
 
+def tables(node: str) -> list[Table]:
+    """This node's, with what they hold."""
+    found = []
+    for table in kernel_tables():
+        name = nft.parse_table_name(table.name)
+        if name is None or name[0] != node:
+            continue
+        try:
+            listing = list_table(table.name, owned=table.owner is not None)
+        except RedirectError:
+            if table in kernel_tables():
+                raise
+            continue  # went away between the two questions, as owned tables do
+        found.append(Table(table.name, name[1], table.owner, listing))
+    return found
+
+
+def create(name: str, rules: Ruleset, *, owned: bool) -> int | None:
+    """Returns the fd on which the life of an owned one hangs."""
+    text = nft.create(name, rules, owned=owned)
+    if owned:
+        return create_owned(name, text)
+    run(text)
+    return None
+
+
+def delete(names: tuple[str, ...]) -> None:
+    """All or none."""
+    run(nft.delete(names))
+
+
 def run(commands: str, *, json: bool = False) -> str:
     """Execute nft commands as one transaction and return the output. RedirectError with nft's words if it fails."""
     with _libnftables, _Library() as library:
@@ -49,14 +81,14 @@ def create_owned(name: str, commands: str) -> int:
     """Execute the commands which make the owned table `name`; its life hangs on the returned fd (close-on-exec)."""
     with _libnftables, _Library() as library:
         library.run(commands)
-        owners = {table.name: table.owner for table in tables()}
+        owners = {table.name: table.owner for table in kernel_tables()}
         owner = owners.get(name)
         if owner is None:
             raise RedirectError("the kernel made the table without an owner")
         return _socket_of(owner)
 
 
-def list_table(name: str, *, owned: bool) -> nft.Listing:
+def list_table(name: str, *, owned: bool) -> Listing:
     """What the table holds.
 
     libnftables 1.0.6 reads the name of the flag `owner` past the end of an array (`"flags": "<the last identifier>"`,
@@ -73,7 +105,7 @@ def list_table(name: str, *, owned: bool) -> nft.Listing:
         raise RedirectError(f"nft's answer is not JSON: {exc}") from exc
 
 
-def tables() -> list[KernelTable]:
+def kernel_tables() -> list[KernelTable]:
     """All tables of family inet in this namespace."""
     for _ in range(_ATTEMPTS):
         found = _dump_tables()

@@ -1,6 +1,7 @@
 """Steering on the real kernel: a pod and a peer in namespaces of their own, joined by a veth pair.
 
-The peer owns a far-away address too, so that what is not redirected arrives somewhere visible.
+The peer owns a far-away address too, so that what is not redirected arrives somewhere visible. Every case runs with
+every mechanism and IP family; where iptables can't do what nftables can, the case says what happens instead.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -18,17 +20,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from redirect import Applied, Ports, RedirectError, Steering, dialable, observe, reachable, remove, steer
+from redirect import (
+    Applied,
+    Mechanism,
+    Ports,
+    RedirectError,
+    Scope,
+    Steering,
+    dialable,
+    observe,
+    reachable,
+    remove,
+    steer,
+)
 from redirect.apply import execute
-from redirect.netfilter.rules import Chain, FromInterface, Pass, Rule
+from redirect.netfilter.rules import MECHANISMS, Chain, MarkIs, Pass, Rule
 from redirect.netns import identity, inside, open_netns
-from redirect.plan import AddRoute, CreateTable, FailurePolicy, Plan, plan
+from redirect.plan import DIALECTS, AddRoute, CreateTable, Dropped, FailurePolicy, Plan, plan
 from redirect.probe import probe
 
 pytestmark = pytest.mark.kernel
@@ -71,11 +85,19 @@ class Namespace:
     def nft(self) -> str:
         return self.run("nft", "list", "ruleset")
 
+    def rules(self) -> str:
+        """Of everybody, by the tools of those who made them."""
+        saves = [f"{command}-{variant}-save" for variant in ("nft", "legacy") for command in ("iptables", "ip6tables")]
+        text = "\n".join([self.nft(), *(self.run(save) for save in saves)])
+        lines = re.sub(r"\[\d+:\d+\]|packets \d+ bytes \d+", "", text).splitlines()
+        # Comments have the time, tables come in an order that changes.
+        return "\n".join(sorted(line for line in lines if not line.startswith("#")))
+
     def state(self) -> str:
         """All that steering could leave behind, by other tools than ours."""
         return "\n".join(
             [
-                self.nft(),
+                self.rules(),
                 self.run("ip", "route", "show", "table", "all"),
                 self.run("ip", "-6", "route", "show", "table", "all"),
                 self.run("ip", "rule"),
@@ -120,13 +142,28 @@ class Namespace:
 @dataclass
 class World:
     families: frozenset[int]
+    mechanism: Mechanism
     pod: Namespace
     peer: Namespace
     stack: ExitStack
     held: list[int] = field(default_factory=list)
 
     def steering(self, policy: FailurePolicy = "open", **more: object) -> Steering:
-        return replace(Steering(NODE, self.families, policy), **more)  # type: ignore[arg-type]
+        return replace(Steering(NODE, self.families, policy, mechanism=self.mechanism), **more)  # type: ignore[arg-type]
+
+    @property
+    def iptables(self) -> bool:
+        return self.mechanism != "nftables"
+
+    def name(self, generation: int, node: str = NODE) -> str:
+        return DIALECTS[self.mechanism].table_name(node, generation)
+
+    def refuses(self, where: Namespace, family: int, address: str, port: int = 8080) -> None:
+        """A connection into the pod that nobody takes. TPROXY of iptables drops where nftables goes on to a reset."""
+        with closing(where.socket(family)) as sock:
+            sock.settimeout(0.2 if self.iptables else PATIENCE_S)
+            with pytest.raises(TimeoutError if self.iptables else ConnectionRefusedError):
+                sock.connect((address, port))
 
     def steer(self, desired: Steering) -> Applied:
         applied = steer(self.pod.fd, desired)
@@ -173,7 +210,7 @@ def make_namespace(stack: ExitStack, role: str) -> Namespace:
     return namespace
 
 
-def make_world(stack: ExitStack, wanted: frozenset[int]) -> World:
+def make_world(stack: ExitStack, wanted: frozenset[int], mechanism: Mechanism = "nftables") -> World:
     pod, peer = make_namespace(stack, "pod"), make_namespace(stack, "peer")
     sh("ip", "link", "add", "eth0", "netns", pod.name, "type", "veth", "peer", "name", "eth0", "netns", peer.name)
     for namespace, own in ((pod, POD), (peer, PEER)):
@@ -191,19 +228,32 @@ def make_world(stack: ExitStack, wanted: frozenset[int]) -> World:
         peer.run("ip", "addr", "add", f"{FAR[family]}/{32 if family == 4 else 128}", "dev", "lo")
     for namespace in (pod, peer):
         wait_for(lambda ns=namespace: "LOWER_UP" in ns.run("ip", "link", "show", "eth0"), "carrier")  # type: ignore[misc]
-    world = World(wanted, pod, peer, stack)
+    world = World(wanted, mechanism, pod, peer, stack)
     stack.callback(world.close_owners)
     return world
 
 
+@pytest.fixture(params=MECHANISMS)
+def mechanism(request: pytest.FixtureRequest) -> Mechanism:
+    found: Mechanism = request.param
+    return found
+
+
 @pytest.fixture(params=[{4}, {6}, {4, 6}], ids=["v4", "v6", "dual"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, mechanism: Mechanism) -> Iterator[World]:
     with ExitStack() as stack:
-        yield make_world(stack, frozenset(request.param))
+        yield make_world(stack, frozenset(request.param), mechanism)
 
 
 @pytest.fixture
-def dual() -> Iterator[World]:
+def dual(mechanism: Mechanism) -> Iterator[World]:
+    with ExitStack() as stack:
+        yield make_world(stack, frozenset({4, 6}), mechanism)
+
+
+@pytest.fixture
+def owning() -> Iterator[World]:
+    """For what only nftables has: tables that belong to a socket."""
     with ExitStack() as stack:
         yield make_world(stack, frozenset({4, 6}))
 
@@ -481,7 +531,7 @@ def test_inbound_connects_reach_the_transparent_listener(world: World, policy: F
 
         # The connection goes on when the rules are replaced, and when they are gone.
         assert (
-            world.steer(world.steering(policy, ports=Ports(excluded_inbound=(family,)))).generation > first.generation
+            world.steer(world.steering(policy, scope=Scope(in_exclude_ports=(family,)))).generation > first.generation
         )
         world.close_owners(but_newest=True)
         exchange(client, server)
@@ -496,18 +546,19 @@ def test_inbound_connects_reach_the_transparent_listener(world: World, policy: F
 
 
 @pytest.fixture
-def link_local() -> Iterator[World]:
+def link_local(mechanism: Mechanism) -> Iterator[World]:
     """IPv4 only, as it is configured; IPv6 has link-local addresses, which came by themselves."""
     with ExitStack() as stack:
-        world = make_world(stack, frozenset({4}))
+        world = make_world(stack, frozenset({4}), mechanism)
         for namespace in (world.pod, world.peer):
             namespace.run("ip", "addr", "add", "fe80::7/64" if namespace is world.pod else "fe80::1/64",
                           "dev", "eth0", "nodad")  # fmt: skip
         yield world
 
 
-def dial_link_local(world: World, where: Namespace, address: str) -> socket.socket:
+def dial_link_local(world: World, where: Namespace, address: str, *, patience_s: float = PATIENCE_S) -> socket.socket:
     sock = world.keep(where.socket(6))
+    sock.settimeout(patience_s)
     with inside(where.fd):
         scope = socket.if_nametoindex("eth0")
     sock.connect((address, 8080, 0, scope))
@@ -535,8 +586,8 @@ def test_closed_refuses_link_local_when_nobody_listens(link_local: World) -> Non
     world = link_local
     app = world.keep(world.pod.listener(6, "::", 8080))
     world.steer(replace(world.steering("closed"), families=reachable(world.pod.fd)))
-    with pytest.raises(ConnectionRefusedError):
-        dial_link_local(world, world.peer, "fe80::7")
+    with pytest.raises(TimeoutError if world.iptables else ConnectionRefusedError):
+        dial_link_local(world, world.peer, "fe80::7", patience_s=0.2 if world.iptables else PATIENCE_S)
     assert not pending(app)
 
 
@@ -550,7 +601,7 @@ def test_without_ipv6_only_ipv4_can_arrive(link_local: World) -> None:
 
 def test_excluded_inbound_ports_reach_the_app(world: World) -> None:
     for excluded in ((9000,), (9000, 9001)):
-        world.steer(world.steering("closed", ports=Ports(excluded_inbound=excluded)))
+        world.steer(world.steering("closed", scope=Scope(in_exclude_ports=excluded)))
         for family in sorted(world.families):
             with closing(world.pod.listener(family, POD[family], 9000)) as app:
                 exchange(world.connect(world.peer, family, POD[family], 9000), world.accept(app))
@@ -632,7 +683,7 @@ def test_disabled_keeps_redirected_connections_and_lets_new_ones_go_direct(world
         listener.close()
     assert world.steer(world.steering(policy, enabled=False)).changed
     world.close_owners(but_newest=True)
-    assert "redirect" not in world.pod.nft()
+    assert "redirect" not in world.pod.rules().lower()
     for client, server in old:
         exchange(client, server)
         exchange(server, client)
@@ -643,17 +694,24 @@ def test_disabled_keeps_redirected_connections_and_lets_new_ones_go_direct(world
 
 
 def test_open_rules_go_with_their_owner(world: World) -> None:
+    """Those of iptables have none, and so are closed."""
     before = world.pod.nft()
     applied = world.steer(world.steering())
-    assert applied.owner_fd is not None
-    assert "flags owner" in world.pod.nft()
     with pytest.raises(ConnectionRefusedError):
         world.connect(world.pod, min(world.families), FAR[min(world.families)])
-    spare = os.dup(applied.owner_fd)
-    world.close_owners()
-    assert "flags owner" in world.pod.nft()
-    os.close(spare)
-    assert world.pod.nft() == before
+    if world.iptables:
+        assert applied.owner_fd is None
+        assert world.steering().policy_in_force == "closed"
+        assert [table.owner for table in observe(world.pod.fd, NODE).tables] == [None]
+        assert remove(world.pod.fd, NODE).left == ()
+    else:
+        assert applied.owner_fd is not None
+        assert "flags owner" in world.pod.nft()
+        spare = os.dup(applied.owner_fd)
+        world.close_owners()
+        assert "flags owner" in world.pod.nft()
+        os.close(spare)
+        assert world.pod.nft() == before
     for family in sorted(world.families):
         far, app = world.far(family), world.app(family)
         exchange(world.connect(world.pod, family, FAR[family]), world.accept(far))
@@ -664,41 +722,48 @@ def test_open_rules_go_when_the_holder_is_killed(world: World) -> None:
     program = (
         "import sys\nfrom redirect import Steering, steer\nfrom redirect.netns import open_netns\n"
         "fd = open_netns(sys.argv[1])\n"
-        "kept = steer(fd, Steering('killed', frozenset(map(int, sys.argv[2:]))))\n"
+        "kept = steer(fd, Steering('killed', frozenset(map(int, sys.argv[3:])), mechanism=sys.argv[2]))\n"
         "print(kept.generation, flush=True)\nsys.stdin.read()\n"
     )
-    command = [sys.executable, "-c", program, f"/run/netns/{world.pod.name}", *map(str, world.families)]
+    command = [sys.executable, "-c", program, f"/run/netns/{world.pod.name}", world.mechanism]
+    command += map(str, world.families)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     ) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"1\n"
-            assert "netproxy-killed-g1" in world.pod.nft()
-            removed = remove(world.pod.fd, "killed")
-            assert removed.left == ("netproxy-killed-g1",)
+            assert world.name(1, "killed") in world.pod.rules()
+            if not world.iptables:
+                assert remove(world.pod.fd, "killed").left == ("netproxy-killed-g1",)
         finally:
             holder.send_signal(signal.SIGKILL)
-    wait_for(lambda: "netproxy-killed" not in world.pod.nft(), "the table to go")
+    if world.iptables:  # they stay until somebody cleans up
+        assert world.name(1, "killed") in world.pod.rules()
+        assert remove(world.pod.fd, "killed").left == ()
+    wait_for(lambda: world.name(1, "killed") not in world.pod.rules(), "the table to go")
 
 
 def test_open_inbound_reaches_the_app_when_nobody_listens(world: World) -> None:
     world.steer(world.steering())
     for family in sorted(world.families):
         app = world.app(family)
-        exchange(world.connect(world.peer, family, POD[family]), world.accept(app))
+        if world.iptables:
+            world.refuses(world.peer, family, POD[family])
+            assert not pending(app)
+        else:
+            exchange(world.connect(world.peer, family, POD[family]), world.accept(app))
 
 
 def test_closed_rules_stay_and_refuse(world: World) -> None:
     assert world.steer(world.steering("closed")).owner_fd is None
-    assert f"table inet netproxy-{NODE}-g1" in world.pod.nft()
+    assert world.name(1) in world.pod.rules()
     for family in sorted(world.families):
         far, app = world.far(family), world.app(family)
         for destination in (FAR[family], VIP[family]):
             with pytest.raises(ConnectionRefusedError):
                 world.connect(world.pod, family, destination)
-        with pytest.raises(ConnectionRefusedError):
-            world.connect(world.peer, family, POD[family])
+        world.refuses(world.peer, family, POD[family])
         assert not pending(far)
         assert not pending(app)
 
@@ -706,9 +771,10 @@ def test_closed_rules_stay_and_refuse(world: World) -> None:
 # --- replacing
 
 
-@pytest.mark.parametrize("changes", [["open"], ["closed"], ["open", "closed"]], ids="-".join)
-def test_replacing_leaves_no_gap(world: World, changes: list[FailurePolicy]) -> None:
-    world.steer(world.steering(changes[0]))
+@contextmanager
+def connecting(world: World) -> Iterator[Callable[[], None]]:
+    """Connections in both directions all the time, none of which may fail or pass by the proxy. Yields what waits for
+    some of them."""
     stop = threading.Event()
     made = {"outbound": 0, "inbound": 0}
     failures: list[str] = []
@@ -730,22 +796,48 @@ def test_replacing_leaves_no_gap(world: World, changes: list[FailurePolicy]) -> 
                         return
                     made[name] += 1
 
+    def wait_for_some() -> None:
+        target = made["inbound"] + 2
+        wait_for(lambda: bool(failures) or made["inbound"] >= target, "connections")
+
     client = threading.Thread(target=connect_all_the_time)
     client.start()
     try:
-        for turn in range(1, 21):
-            target = made["inbound"] + 3
-            wait_for(lambda target=target: bool(failures) or made["inbound"] >= target, "connections")  # type: ignore[misc]
-            ports = Ports(excluded_inbound=(turn,))
-            applied = world.steer(world.steering(changes[turn % len(changes)], ports=ports))
-            assert applied.generation == turn + 1
-            world.close_owners(but_newest=applied.owner_fd is not None)
+        yield wait_for_some
+        wait_for_some()
     finally:
         stop.set()
         client.join()
     assert failures == []
     assert not any(pending(listener) for listener in direct)
-    assert world.pod.nft().count("table inet") == 1
+
+
+@pytest.mark.parametrize("changes", [["open"], ["closed"], ["open", "closed"]], ids="-".join)
+def test_replacing_leaves_no_gap(world: World, changes: list[FailurePolicy]) -> None:
+    world.steer(world.steering(changes[0]))
+    with connecting(world) as wait_for_some:
+        for turn in range(1, 9):
+            wait_for_some()
+            scope = Scope(in_exclude_ports=(turn,))
+            applied = world.steer(world.steering(changes[turn % len(changes)], scope=scope))
+            assert applied.generation == turn + 1
+            world.close_owners(but_newest=applied.owner_fd is not None)
+    assert [table.generation for table in observe(world.pod.fd, NODE).tables] == [9]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_changing_the_mechanism_leaves_no_gap(policy: FailurePolicy) -> None:
+    with ExitStack() as stack:
+        world = make_world(stack, frozenset({4, 6}))
+        world.steer(world.steering(policy))
+        with connecting(world) as wait_for_some:
+            for generation, mechanism in enumerate(MECHANISMS[1:] + MECHANISMS[:2], 2):
+                wait_for_some()
+                applied = world.steer(world.steering(policy, mechanism=mechanism))
+                assert (applied.generation, applied.undropped) == (generation, "")
+                world.close_owners(but_newest=applied.owner_fd is not None)
+                (table,) = observe(world.pod.fd, NODE).tables
+                assert table.mechanism == mechanism
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -758,32 +850,40 @@ def test_steering_twice_changes_nothing(world: World, policy: FailurePolicy) -> 
     assert world.pod.state() == before
 
 
-def test_older_owned_tables_are_named_until_they_go(dual: World) -> None:
-    dual.steer(dual.steering())
-    changed = dual.steer(dual.steering(enabled=False))
+def test_older_owned_tables_are_named_until_they_go(owning: World) -> None:
+    owning.steer(owning.steering())
+    changed = owning.steer(owning.steering(enabled=False))
     assert changed.lingering == (f"netproxy-{NODE}-g1",)
-    dual.close_owners(but_newest=True)
-    assert dual.steer(dual.steering(enabled=False)).lingering == ()
+    owning.close_owners(but_newest=True)
+    assert owning.steer(owning.steering(enabled=False)).lingering == ()
 
 
 # --- failing
 
 
-BAD_RULES = (Chain("output", "nat", "output", -100, (Rule((FromInterface("x" * 40),), Pass()),)),)
+BAD_RULES = (
+    Chain("output", "nat", "output", -100, (Rule((MarkIs(1, 1),), Pass()),)),
+    Chain("prerouting", "filter", "prerouting", -150, (Rule((MarkIs(1 << 40, 1 << 40),), Pass()),)),
+)
+"""No mark has that many bits."""
 
 
 @pytest.mark.parametrize("owned", [True, False])
 @pytest.mark.parametrize("running", [None, *POLICIES])
 def test_a_failure_midway_leaves_the_kernel_as_it_was(dual: World, owned: bool, running: FailurePolicy | None) -> None:
+    owned = owned and not dual.iptables
+    dual.steer(dual.steering("closed", vip_cidrs=()))  # what built-in tables leave
+    remove(dual.pod.fd, NODE)
     if running:
         dual.steer(dual.steering(running, vip_cidrs=()))
     before, files = dual.pod.state(), os.listdir("/proc/self/fd")
-    good = dual.steering().rules()
+    good = CreateTable(dual.name(9), owned, dual.steering().rules(), dual.mechanism)
+    bad = replace(good, rules=BAD_RULES)
     routes = (AddRoute("240.240.0.0/16"), AddRoute("fd00:240::/32"))
     cases = {
-        "create table": Plan((*routes, CreateTable("netproxy-node-a-g9", owned, BAD_RULES)), (), 9, ()),
-        "drop": Plan((*routes, CreateTable("netproxy-node-a-g9", owned, good)), ("netproxy-node-a-g8",), 9, ()),
-        "add route": Plan((CreateTable("netproxy-node-a-g9", owned, good), routes[0], routes[0]), (), 9, ()),
+        "create table": Plan((*routes, bad), (), 9, ()),
+        "drop": Plan((*routes, good), (Dropped("nftables", "netproxy-node-a-g8"),), 9, ()),
+        "add route": Plan((good, routes[0], routes[0]), (), 9, ()),
     }
     for step, wanted in cases.items():
         with pytest.raises(RedirectError) as caught:
@@ -796,12 +896,17 @@ def test_a_failure_midway_leaves_the_kernel_as_it_was(dual: World, owned: bool, 
 
 
 def test_a_table_of_that_name_is_never_written_into(dual: World) -> None:
-    dual.pod.run("nft", "add", "table", "inet", "netproxy-node-a-g1")
+    if dual.iptables:
+        for command in ("iptables", "ip6tables"):
+            variant = dual.mechanism.partition("-")[2]
+            dual.pod.run(f"{command}-{variant}", "-w", "-t", "nat", "-N", f"{dual.name(1)}o")
+    else:
+        dual.pod.run("nft", "add", "table", "inet", dual.name(1))
     before = dual.pod.state()
-    for owned in (True, False):
-        wanted = Plan((CreateTable("netproxy-node-a-g1", owned, dual.steering().rules()),), (), 1, ())
-        with pytest.raises(RedirectError, match=r"exists|supported|Invalid"):
-            execute(dual.pod.fd, NODE, wanted)
+    for owned in {False, not dual.iptables}:
+        step = CreateTable(dual.name(1), owned, dual.steering().rules(), dual.mechanism)
+        with pytest.raises(RedirectError, match=r"exist|supported|Invalid"):
+            execute(dual.pod.fd, NODE, Plan((step,), (), 1, ()))
         assert dual.pod.state() == before
 
 
@@ -810,8 +915,13 @@ def test_a_table_of_that_name_is_never_written_into(dual: World) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_remove_leaves_nothing(world: World, policy: FailurePolicy) -> None:
+    """Of ours. Built-in chains of iptables come with the first rule and stay, empty."""
     world.pod.run("nft", "add table inet others; add chain inet others c")
     world.pod.run("ip", "route", "add", "240.241.0.0/16", "dev", "lo", "proto", "78")
+    if world.iptables:
+        world.steer(world.steering(policy))
+        remove(world.pod.fd, NODE)
+        assert "-A" not in world.pod.rules() and "np-" not in world.pod.rules()
     before = world.pod.state()
     world.steer(world.steering(policy))
     assert world.pod.state() != before
@@ -821,22 +931,24 @@ def test_remove_leaves_nothing(world: World, policy: FailurePolicy) -> None:
     assert remove(world.pod.fd, NODE).left == ()
 
 
-def test_remove_reports_what_only_the_owner_can_remove(dual: World) -> None:
-    dual.steer(dual.steering())
-    assert remove(dual.pod.fd, NODE).left == (f"netproxy-{NODE}-g1",)
-    dual.close_owners()
-    assert remove(dual.pod.fd, NODE).left == ()
+def test_remove_reports_what_only_the_owner_can_remove(owning: World) -> None:
+    owning.steer(owning.steering())
+    assert remove(owning.pod.fd, NODE).left == (f"netproxy-{NODE}-g1",)
+    owning.close_owners()
+    assert remove(owning.pod.fd, NODE).left == ()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_two_nodes_do_not_disturb_each_other(world: World, policy: FailurePolicy) -> None:
+    other = world.steering(policy, node=f"{NODE}-1o", ports=Ports(outbound=25001, inbound=25006), mark=0x53A)
+    world.steer(world.steering("closed"))
+    remove(world.pod.fd, NODE)
     before = world.pod.state()
-    other = world.steering(policy, node=f"{NODE}-g1", ports=Ports(outbound=25001, inbound=25006), mark=0x53A)
     world.steer(world.steering("closed"))
     assert remove(world.pod.fd, other.node).left == ()
     world.steer(other)
     alone = observe(world.pod.fd, other.node)
-    assert [table.name for table in alone.tables] == [f"netproxy-{NODE}-g1-g1"]
+    assert [table.name for table in alone.tables] == [world.name(1, other.node)]
     assert not world.steer(world.steering("closed")).changed
     assert not world.steer(other).changed
     remove(world.pod.fd, NODE)
@@ -851,34 +963,87 @@ def test_two_nodes_do_not_disturb_each_other(world: World, policy: FailurePolicy
     assert world.pod.state() == before
 
 
+def test_a_node_with_a_long_name(dual: World) -> None:
+    """Longer than a chain's name can be, and like another one up to there."""
+    one, other = (dual.steering("closed", node="node-with-a-very-long-name-of-its-own-" + end) for end in "ab")
+    dual.steer(one)
+    dual.steer(other)
+    assert not dual.steer(one).changed
+    remove(dual.pod.fd, one.node)
+    assert len(observe(dual.pod.fd, other.node).tables) == 1
+    remove(dual.pod.fd, other.node)
+
+
 def _rule_handle(world: World, chain: str) -> str:
     table = f"netproxy-{NODE}-g1"
     entries = json.loads(world.pod.run("nft", "-j", "list", "chain", "inet", table, chain))["nftables"]
     return str(next(entry["rule"]["handle"] for entry in entries if "rule" in entry))
 
 
+def _iptables(world: World, *arguments: str) -> str:
+    """Of the first family that is steered."""
+    command = "iptables" if 4 in world.families else "ip6tables"
+    return world.pod.run(f"{command}-{world.mechanism.partition('-')[2]}", "-w", *arguments)
+
+
 TABLE = f"inet netproxy-{NODE}-g1"
-MEDDLING: dict[str, Callable[[World], str]] = {
-    "a rule deleted": lambda w: w.pod.run("nft", f"delete rule {TABLE} output handle {_rule_handle(w, 'output')}"),
-    "a rule added": lambda w: w.pod.run("nft", f"add rule {TABLE} output accept"),
-    "a rule inserted": lambda w: w.pod.run("nft", f"insert rule {TABLE} prerouting tcp dport 80 return"),
-    "a chain flushed": lambda w: w.pod.run("nft", f"flush chain {TABLE} prerouting"),
-    "a chain added": lambda w: w.pod.run("nft", f"add chain {TABLE} more"),
-    "a set added": lambda w: w.pod.run("nft", f"add set {TABLE} s {{ type ipv4_addr; }}"),
-    "the policy changed": lambda w: w.pod.run("nft", f"chain {TABLE} output {{ policy drop; }}"),
-    "the table deleted": lambda w: w.pod.run("nft", f"delete table {TABLE}"),
-    "the VIP route deleted": lambda w: w.pod.run("ip", f"-{min(w.families)}", "route", "flush", "proto", "78"),
-    "lo set down": lambda w: w.pod.run("ip", "link", "set", "lo", "down"),
+CHAIN = f"np-{NODE}-1"
+MEDDLING: dict[str, tuple[Callable[[World], str] | None, Callable[[World], str]]] = {
+    "a rule deleted": (
+        lambda w: w.pod.run("nft", f"delete rule {TABLE} output handle {_rule_handle(w, 'output')}"),
+        lambda w: _iptables(w, "-t", "nat", "-D", f"{CHAIN}o", "2"),
+    ),
+    "a rule added": (
+        lambda w: w.pod.run("nft", f"add rule {TABLE} output accept"),
+        lambda w: _iptables(w, "-t", "nat", "-A", f"{CHAIN}o", "-j", "ACCEPT"),
+    ),
+    "a rule inserted": (
+        lambda w: w.pod.run("nft", f"insert rule {TABLE} prerouting tcp dport 80 return"),
+        lambda w: _iptables(w, "-t", "mangle", "-I", f"{CHAIN}p", "-p", "tcp", "--dport", "80", "-j", "RETURN"),
+    ),
+    "a chain flushed": (
+        lambda w: w.pod.run("nft", f"flush chain {TABLE} prerouting"),
+        lambda w: _iptables(w, "-t", "mangle", "-F", f"{CHAIN}p"),
+    ),
+    "a chain added": (
+        lambda w: w.pod.run("nft", f"add chain {TABLE} more"),
+        lambda w: _iptables(w, "-t", "nat", "-N", f"{CHAIN}x"),
+    ),
+    "a set added": (lambda w: w.pod.run("nft", f"add set {TABLE} s {{ type ipv4_addr; }}"), None),
+    "the policy changed": (lambda w: w.pod.run("nft", f"chain {TABLE} output {{ policy drop; }}"), None),
+    "the jump deleted": (None, lambda w: _iptables(w, "-t", "nat", "-D", "OUTPUT", "-j", f"{CHAIN}o")),
+    "the jump doubled": (None, lambda w: _iptables(w, "-t", "nat", "-A", "OUTPUT", "-j", f"{CHAIN}o")),
+    "a rule before the jump": (
+        None,
+        lambda w: _iptables(w, "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "80", "-j", "ACCEPT"),
+    ),
+    "the table deleted": (
+        lambda w: w.pod.run("nft", f"delete table {TABLE}"),
+        lambda w: _iptables(w, "-t", "nat", "-F") + _iptables(w, "-t", "nat", "-X"),
+    ),
+    "all flushed": (
+        lambda w: w.pod.run("nft", "flush", "ruleset"),
+        lambda w: (
+            _iptables(w, "-t", "mangle", "-F")
+            if w.mechanism == "iptables-legacy"
+            else w.pod.run("nft", "flush", "ruleset")
+        ),
+    ),
+    "the VIP route deleted": (lambda w: w.pod.run("ip", f"-{min(w.families)}", "route", "flush", "proto", "78"),) * 2,
+    "lo set down": (lambda w: w.pod.run("ip", "link", "set", "lo", "down"),) * 2,
 }
 
 
 @pytest.mark.parametrize("meddling", MEDDLING)
 def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
+    meddle = MEDDLING[meddling][world.iptables]
+    if meddle is None:
+        return  # the other kind of mechanism has no such thing
     desired = world.steering("closed")
     world.steer(desired)
     good = observe(world.pod.fd, NODE)
     assert plan(desired, good).empty
-    MEDDLING[meddling](world)
+    meddle(world)
     found = observe(world.pod.fd, NODE)
     assert not plan(desired, found).empty
     assert steer(world.pod.fd, desired, found).changed
@@ -891,14 +1056,14 @@ def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
         world.accept(listener)
 
 
-def test_nobody_else_can_change_an_owned_table(dual: World) -> None:
-    dual.steer(dual.steering())
-    before = dual.pod.nft()
+def test_nobody_else_can_change_an_owned_table(owning: World) -> None:
+    owning.steer(owning.steering())
+    before = owning.pod.nft()
     for command in (f"delete table {TABLE}", f"flush chain {TABLE} output", f"add rule {TABLE} output accept"):
         with pytest.raises(AssertionError, match="not permitted"):
-            dual.pod.run("nft", command)
-    dual.pod.run("nft", "flush ruleset")
-    assert dual.pod.nft() == before
+            owning.pod.run("nft", command)
+    owning.pod.run("nft", "flush ruleset")
+    assert owning.pod.nft() == before
 
 
 # --- the ground it stands on
@@ -908,23 +1073,22 @@ def test_families_are_those_with_a_routable_address(world: World) -> None:
     assert dialable(world.pod.fd) == world.families
 
 
-def test_an_empty_namespace_has_no_family_and_lo_is_brought_up() -> None:
+def test_an_empty_namespace_has_no_family_and_lo_is_brought_up(mechanism: Mechanism) -> None:
     with ExitStack() as stack:
         namespace = make_namespace(stack, "bare")
         assert dialable(namespace.fd) == frozenset()
         assert not observe(namespace.fd, NODE).lo_up
-        assert steer(namespace.fd, Steering(NODE, frozenset({4}), "closed")).changed
+        assert steer(namespace.fd, Steering(NODE, frozenset({4}), "closed", mechanism=mechanism)).changed
         assert "LOOPBACK,UP" in namespace.run("ip", "link", "show", "lo")
 
 
-def test_many_threads_steer_many_namespaces_at_once() -> None:
+def test_many_threads_steer_many_namespaces_at_once(mechanism: Mechanism) -> None:
     with ExitStack() as stack:
         namespaces = [make_namespace(stack, f"t{number}") for number in range(8)]
         home = identity(stack.enter_context(OwnNamespace()))
 
-        def one(namespace: Namespace) -> int:
-            applied = steer(namespace.fd, Steering(NODE, frozenset({4, 6})))
-            assert applied.owner_fd is not None
+        def one(namespace: Namespace) -> int | None:
+            applied = steer(namespace.fd, Steering(NODE, frozenset({4, 6}), mechanism=mechanism))
             with OwnNamespace() as here:
                 assert identity(here) == home
             return applied.owner_fd
@@ -932,9 +1096,13 @@ def test_many_threads_steer_many_namespaces_at_once() -> None:
         with ThreadPoolExecutor(len(namespaces)) as pool:
             owners = list(pool.map(one, namespaces))
         for namespace, owner in zip(namespaces, owners, strict=True):
-            assert "flags owner" in namespace.nft()
-            os.close(owner)
-            assert namespace.nft() == ""
+            if mechanism == "nftables":
+                assert owner is not None
+                assert "flags owner" in namespace.nft()
+                os.close(owner)
+                assert namespace.nft() == ""
+            else:
+                assert len(observe(namespace.fd, NODE).tables) == 1
 
 
 class OwnNamespace:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from redirect import Steering
+from redirect import Scope, Steering
 from redirect.netfilter import nft
-from redirect.netfilter.rules import Ports, ToNetwork, ToPorts
+from redirect.netfilter.rules import FromNetworks, Match, OfUsers, Ports, ToNetworks, ToPorts
 
 NODE = "node-a"
 
@@ -60,16 +60,16 @@ table inet netproxy-node-a-g3 {
 	flags owner
 	chain raw {
 		type filter hook output priority -300; policy accept;
-		meta mark & 0x00000fff == 0x00000539 udp dport { 53 } ct original zone set 1337
-		meta mark & 0x00000fff == 0x00000539 tcp dport { 53 } ct original zone set 1337
+		meta mark & 0x00000fff == 0x00000539 udp dport 53 ct original zone set 1337
+		meta mark & 0x00000fff == 0x00000539 tcp dport 53 ct original zone set 1337
 	}
 	chain output {
 		type nat hook output priority -100; policy accept;
 		meta mark & 0x00000fff == 0x00000539 return
 		fib daddr type == local return
 		ip6 daddr fe80::/10 return
-		udp dport { 53 } redirect to :15053
-		tcp dport { 53 } tcp flags & (fin|syn|rst|ack) == syn redirect to :15053
+		udp dport 53 redirect to :15053
+		tcp dport 53 tcp flags & (fin|syn|rst|ack) == syn redirect to :15053
 		tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
 	}
 	chain prerouting {
@@ -87,6 +87,7 @@ table inet netproxy-node-a-g3 {
 	flags owner
 	chain output {
 		type nat hook output priority -100; policy accept;
+		meta nfproto ipv4 return
 		ct state established return
 	}
 	chain prerouting {
@@ -100,7 +101,7 @@ table inet netproxy-node-a-g3 {
     ("desired", "text"),
     [
         (Steering(NODE, frozenset({4, 6})), DUAL_OPEN),
-        (Steering(NODE, frozenset({4}), "closed", ports=Ports(excluded_inbound=(22, 9000))), V4_CLOSED),
+        (Steering(NODE, frozenset({4}), "closed", scope=Scope(in_exclude_ports=(22, 9000))), V4_CLOSED),
         (Steering(NODE, frozenset({4, 6}), ports=Ports(dns=15053)), DUAL_NAMES),
         (Steering(NODE, frozenset({6}), enabled=False), DISABLED),
     ],
@@ -153,6 +154,17 @@ PREROUTING = {
         "policy": "accept",
     }
 }
+OTHER_FAMILY_RULE = {
+    "rule": {
+        **PLACE,
+        "chain": "output",
+        "handle": 6,
+        "expr": [
+            {"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv6"}},
+            {"return": None},
+        ],
+    }
+}
 DISABLED_RULE = {
     "rule": {
         **PLACE,
@@ -168,9 +180,10 @@ DISABLED_LISTING = nft.listing(Steering(NODE, frozenset({4}), enabled=False).rul
 
 
 def test_listing_of_what_was_loaded() -> None:
-    assert nft.read_listing(answer(OUTPUT, PREROUTING, DISABLED_RULE)) == DISABLED_LISTING
-    assert nft.read_listing(answer(PREROUTING), answer(OUTPUT, DISABLED_RULE)) == DISABLED_LISTING
-    assert nft.read_listing(answer(PREROUTING, DISABLED_RULE, OUTPUT)) != DISABLED_LISTING[:-1]
+    rules = (OTHER_FAMILY_RULE, DISABLED_RULE)
+    assert nft.read_listing(answer(OUTPUT, PREROUTING, *rules)) == DISABLED_LISTING
+    assert nft.read_listing(answer(PREROUTING), answer(OUTPUT, *rules)) == DISABLED_LISTING
+    assert nft.read_listing(answer(PREROUTING, *rules, OUTPUT)) != DISABLED_LISTING[:-1]
 
 
 def test_chains_of_a_table() -> None:
@@ -196,6 +209,9 @@ def test_chains_of_a_table() -> None:
     ],
 )
 def test_anything_else_in_the_table_differs(entries: list[dict[str, Any]]) -> None:
+    entries = [
+        found for entry in entries for found in ([OTHER_FAMILY_RULE, entry] if entry is DISABLED_RULE else [entry])
+    ]
     assert nft.read_listing(answer(*entries)) != DISABLED_LISTING
 
 
@@ -223,6 +239,80 @@ def test_a_set_of_one_is_its_element() -> None:
     )
 
 
-def test_networks_of_both_families() -> None:
-    assert nft._match(ToNetwork("10.0.0.0/8")) == "ip daddr 10.0.0.0/8"
-    assert '"protocol": "ip"' in json.dumps(nft._match_json(ToNetwork("10.0.0.0/8")))
+@pytest.mark.parametrize(
+    ("match", "text"),
+    [
+        (ToNetworks(("10.0.0.0/8",)), "ip daddr 10.0.0.0/8"),
+        (ToNetworks(("10.0.0.0/8", "192.168.0.0/16")), "ip daddr { 10.0.0.0/8, 192.168.0.0/16 }"),
+        (FromNetworks(("fd00::/8", "fe80::/10")), "ip6 saddr { fd00::/8, fe80::/10 }"),
+        (OfUsers((0, 1000)), "meta skuid { 0, 1000 }"),
+        (ToPorts((53,), "udp"), "udp dport 53"),
+    ],
+)
+def test_matches(match: Match, text: str) -> None:
+    assert nft._match(match) == text
+
+
+def to(*shown: Any) -> Any:
+    value = {"set": list(shown)} if len(shown) > 1 else shown[0]
+    return nft._canonical(nft._compare({"payload": {"protocol": "ip", "field": "daddr"}}, value))
+
+
+def test_wordings_of_the_same_networks_are_equal() -> None:
+    wanted = nft._canonical(nft._match_json(ToNetworks(("10.1.0.0/16", "10.2.0.0/16", "10.9.9.9/32"))))
+    prefixes = [{"prefix": {"addr": "10.1.0.0", "len": 16}}, {"prefix": {"addr": "10.2.0.0", "len": 16}}]
+    assert wanted == to(*prefixes, "10.9.9.9") == to({"range": ["10.1.0.0", "10.2.255.255"]}, "10.9.9.9")
+    assert wanted != to(*prefixes)
+    assert nft._canonical(nft._match_json(ToNetworks(("10.9.9.9/32",)))) == to("10.9.9.9")
+    assert nft._canonical(nft._match_json(ToPorts((80, 81)))) != nft._canonical(nft._match_json(ToPorts((80, 82))))
+
+
+SCOPE = Scope(
+    out_include_cidrs=("10.0.0.0/8", "10.1.0.0/16", "fd00::/8"),
+    out_exclude_cidrs=("10.9.0.0/16", "0.0.0.0/0"),
+    out_include_ports=(80, 443),
+    out_exclude_ports=(25, 53),
+    out_exclude_uids=(0, 1000),
+    in_include_ports=(8080, 9090),
+    in_exclude_ports=(22,),
+    in_exclude_cidrs=("10.7.0.0/24", "fd07::/64"),
+)
+
+NARROW = """\
+	chain output {
+		type nat hook output priority -100; policy accept;
+		meta mark & 0x00000fff == 0x00000539 return
+		fib daddr type == local return
+		ip6 daddr fe80::/10 return
+		ip daddr 240.240.0.0/16 udp dport 53 redirect to :15053
+		ip daddr 240.240.0.0/16 tcp dport 53 tcp flags & (fin|syn|rst|ack) == syn redirect to :15053
+		ip daddr 240.240.0.0/16 tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+		ip6 daddr fd00:240::/32 udp dport 53 redirect to :15053
+		ip6 daddr fd00:240::/32 tcp dport 53 tcp flags & (fin|syn|rst|ack) == syn redirect to :15053
+		ip6 daddr fd00:240::/32 tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+		meta skuid { 0, 1000 } return
+		meta nfproto ipv4 return
+		tcp dport { 25, 53 } return
+		udp dport 53 return
+		udp dport 53 redirect to :15053
+		tcp dport 53 tcp flags & (fin|syn|rst|ack) == syn redirect to :15053
+		ip daddr 10.0.0.0/8 tcp dport { 80, 443 } tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+		ip6 daddr fd00::/8 tcp dport { 80, 443 } tcp flags & (fin|syn|rst|ack) == syn redirect to :15001
+	}
+	chain prerouting {
+		type filter hook prerouting priority -150; policy accept;
+		iifname "lo" return
+		fib daddr type != local return
+		ip saddr 10.7.0.0/24 return
+		ip6 saddr fd07::/64 return
+		tcp dport 22 return
+		meta nfproto ipv4 tcp dport { 8080, 9090 } tproxy ip to 127.0.0.1:15006 accept
+		meta nfproto ipv6 tcp dport { 8080, 9090 } tproxy ip6 to [::1]:15006 accept
+		tcp dport { 8080, 9090 } tcp flags & (fin|syn|rst|ack) == syn reject with tcp reset
+	}
+"""
+
+
+def test_a_scope_narrows_both_directions() -> None:
+    desired = Steering(NODE, frozenset({4, 6}), "closed", Ports(dns=15053), scope=SCOPE)
+    assert NARROW in nft.create("netproxy-node-a-g3", desired.rules(), owned=False)

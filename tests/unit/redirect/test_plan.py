@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redirect import Observed, Ports, RedirectError, Steering
-from redirect.netfilter import nft
+from redirect import Observed, Ports, RedirectError, Scope, Steering
+from redirect.netfilter.rules import MECHANISMS, Table
 from redirect.plan import (
+    DIALECTS,
     AddRoute,
     CreateTable,
     DeleteRoute,
@@ -20,7 +21,6 @@ from redirect.plan import (
     LinkUp,
     Plan,
     Step,
-    Table,
     plan,
     undo,
 )
@@ -33,7 +33,7 @@ CIDRS = ["240.240.0.0/16", "fd00:240::/32", "10.7.0.0/24", "fd07::/64"]
 
 def after(kernel: Observed, step: Step) -> Observed:
     """What a kernel does; it refuses what the real one would."""
-    names = {table.name for table in kernel.tables}
+    names = {(table.mechanism, table.name) for table in kernel.tables}
     match step:
         case LinkUp("lo") | LinkDown("lo"):
             assert kernel.lo_up is isinstance(step, LinkDown)
@@ -44,20 +44,21 @@ def after(kernel: Observed, step: Step) -> Observed:
         case DeleteRoute(cidr):
             assert cidr in kernel.routes
             return replace(kernel, routes=kernel.routes - {cidr})
-        case CreateTable(name, owned, rules):
-            assert name not in names
-            node, generation = nft.parse_table_name(name) or ("", 0)
-            assert node == kernel.node
-            table = Table(name, generation, OWNER if owned else None, nft.listing(rules))
+        case CreateTable(name, owned, rules, mechanism):
+            assert (mechanism, name) not in names
+            generation = kernel.generation + 1
+            assert name == DIALECTS[mechanism].table_name(kernel.node, generation)
+            listing = DIALECTS[mechanism].listing(rules)
+            table = Table(name, generation, OWNER if owned else None, listing, mechanism)
             return replace(kernel, tables=(*kernel.tables, table))
-        case DeleteTable(name):
-            return without(kernel, (name,))
+        case DeleteTable(name, _, _, mechanism):
+            return without(kernel, ((mechanism, name),))
     raise AssertionError(step)
 
 
-def without(kernel: Observed, names: tuple[str, ...]) -> Observed:
-    assert set(names) <= {table.name for table in kernel.tables}
-    return replace(kernel, tables=tuple(table for table in kernel.tables if table.name not in names))
+def without(kernel: Observed, names: tuple[tuple[str, str], ...]) -> Observed:
+    assert set(names) <= {(table.mechanism, table.name) for table in kernel.tables}
+    return replace(kernel, tables=tuple(table for table in kernel.tables if (table.mechanism, table.name) not in names))
 
 
 def carry_out(kernel: Observed, wanted: Plan) -> Observed:
@@ -71,7 +72,19 @@ ports = st.builds(
     outbound=st.integers(1, 20000),
     inbound=st.integers(20001, 65534),
     dns=st.sampled_from([None, 65535]),
-    excluded_inbound=st.sets(st.integers(1, 65535), max_size=3).map(lambda chosen: tuple(sorted(chosen))),
+)
+lists_of_ports = st.sets(st.integers(1, 65535), max_size=3).map(lambda chosen: tuple(sorted(chosen)))
+lists_of_cidrs = st.sets(st.sampled_from(CIDRS)).map(lambda chosen: tuple(sorted(chosen)))
+scopes = st.builds(
+    Scope,
+    out_include_cidrs=lists_of_cidrs,
+    out_exclude_cidrs=lists_of_cidrs,
+    out_include_ports=lists_of_ports,
+    out_exclude_ports=lists_of_ports,
+    out_exclude_uids=lists_of_ports,
+    in_include_ports=lists_of_ports,
+    in_exclude_ports=lists_of_ports,
+    in_exclude_cidrs=lists_of_cidrs,
 )
 steerings = st.builds(
     Steering,
@@ -79,21 +92,24 @@ steerings = st.builds(
     families=st.sampled_from([frozenset({4}), frozenset({6}), frozenset({4, 6})]),
     failure_policy=st.sampled_from(["open", "closed"]),
     ports=st.one_of(st.just(Ports()), ports),
-    vip_cidrs=st.sets(st.sampled_from(CIDRS)).map(lambda chosen: tuple(sorted(chosen))),
+    vip_cidrs=lists_of_cidrs,
     enabled=st.booleans(),
+    scope=st.one_of(st.just(Scope()), scopes),
+    mechanism=st.sampled_from(MECHANISMS),
 )
 
 
 @st.composite
 def kernels(draw: st.DrawFn) -> Observed:
-    generations = sorted(draw(st.sets(st.integers(1, 9), max_size=3)))
-    listings = st.one_of(steerings.map(lambda desired: nft.listing(desired.rules())), st.just(("output []",)))
-    tables = tuple(
-        Table(nft.table_name(NODE, number), number, draw(st.sampled_from([None, OWNER])), draw(listings))
-        for number in generations
-    )
+    tables = []
+    for number in sorted(draw(st.sets(st.integers(1, 9), max_size=3))):
+        desired = draw(steerings)
+        owner = draw(st.sampled_from([None, OWNER])) if desired.mechanism == "nftables" else None
+        listing = draw(st.sampled_from([desired.listing(), ("output []",)]))
+        name = DIALECTS[desired.mechanism].table_name(NODE, number)
+        tables.append(Table(name, number, owner, listing, desired.mechanism))
     routes = draw(st.frozensets(st.sampled_from(CIDRS)))
-    return Observed(NODE, lo_up=draw(st.booleans()), routes=routes, tables=tables)
+    return Observed(NODE, lo_up=draw(st.booleans()), routes=routes, tables=tuple(tables))
 
 
 @given(steerings, kernels())
@@ -103,7 +119,8 @@ def test_a_plan_leads_to_what_is_desired(desired: Steering, kernel: Observed) ->
     assert reached.lo_up
     assert reached.routes == desired.routes()
     newest = max(reached.tables, key=lambda table: table.generation)
-    assert (newest.generation, newest.listing) == (wanted.generation, nft.listing(desired.rules()))
+    assert (newest.generation, newest.listing) == (wanted.generation, desired.listing())
+    assert newest.mechanism == desired.mechanism
     assert (newest.owner is not None) is desired.owned
     older = [table for table in reached.tables if table is not newest]
     assert all(table.owner is not None for table in older)
@@ -130,7 +147,9 @@ def test_some_rules_are_there_at_every_moment(desired: Steering, kernel: Observe
     for step in wanted.steps:
         before, kernel = kernel, after(kernel, step)
         assert {table.name for table in before.tables} <= {table.name for table in kernel.tables}
-    assert nft.table_name(NODE, wanted.generation) not in wanted.drop
+    assert wanted.generation not in {
+        table.generation for table in kernel.tables if (table.mechanism, table.name) in wanted.drop
+    }
 
 
 @given(steerings, kernels())
@@ -160,13 +179,13 @@ def test_the_first_plan_and_then_none() -> None:
 @pytest.mark.parametrize(
     ("before", "then", "dropped", "lingering"),
     [
-        ("closed", "closed", ("netproxy-node-a-g1",), ()),
-        ("closed", "open", ("netproxy-node-a-g1",), ()),
+        ("closed", "closed", (("nftables", "netproxy-node-a-g1"),), ()),
+        ("closed", "open", (("nftables", "netproxy-node-a-g1"),), ()),
         ("open", "closed", (), ("netproxy-node-a-g1",)),
         ("open", "open", (), ("netproxy-node-a-g1",)),
     ],
 )
-def test_replacement(before: Any, then: Any, dropped: tuple[str, ...], lingering: tuple[str, ...]) -> None:
+def test_replacement(before: Any, then: Any, dropped: tuple[tuple[str, str], ...], lingering: tuple[str, ...]) -> None:
     kernel = carry_out(EMPTY, plan(Steering(NODE, frozenset({4}), before), EMPTY))
     wanted = plan(Steering(NODE, frozenset({4}), then, ports=Ports(outbound=1)), kernel)
     assert (wanted.drop, wanted.lingering, wanted.generation) == (dropped, lingering, 2)
@@ -193,8 +212,7 @@ def test_vip_routes_stay_while_disabled() -> None:
         {"ports": Ports(outbound=15006)},
         {"ports": Ports(dns=15006)},
         {"ports": Ports(dns=65536)},
-        {"ports": Ports(excluded_inbound=(2, 1))},
-        {"ports": Ports(excluded_inbound=(1, 1))},
+        {"mechanism": "ebtables"},
         {"mark": 0},
         {"mark": 0x1539},
         {"mask": 0},
@@ -214,3 +232,37 @@ def test_what_cannot_be_desired(wrong: dict[str, Any]) -> None:
 def test_nodes_are_not_mixed() -> None:
     with pytest.raises(RedirectError, match="node-b"):
         plan(Steering("node-b", frozenset({4})), EMPTY)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"out_include_ports": (2, 1)},
+        {"in_exclude_ports": (1, 1)},
+        {"in_include_ports": (0,)},
+        {"out_exclude_ports": (65536,)},
+        {"out_exclude_uids": (-1,)},
+        {"out_exclude_uids": (2, 1)},
+        {"out_include_cidrs": ("10.0.0.1/8",)},
+        {"in_exclude_cidrs": ("everything",)},
+        {"in_exclude_ports": tuple(range(1, 300))},
+        {"out_exclude_cidrs": tuple(f"10.{one}.{two}.0/24" for one in range(2) for two in range(200))},
+    ],
+)
+def test_what_no_scope_can_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RedirectError, match=next(iter(wrong))):
+        Scope(**wrong)
+
+
+@given(steerings)
+def test_rules_of_iptables_are_closed(desired: Steering) -> None:
+    assert desired.policy_in_force == (desired.failure_policy if desired.mechanism == "nftables" else "closed")
+    assert desired.owned is (desired.policy_in_force == "open")
+
+
+@given(steerings, kernels())
+def test_another_mechanism_is_moved_to_with_new_rules_first(desired: Steering, kernel: Observed) -> None:
+    kernel = carry_out(kernel, plan(replace(desired, mechanism="nftables", failure_policy="closed"), kernel))
+    wanted = plan(replace(desired, mechanism="iptables-nft"), kernel)
+    assert [type(step) for step in wanted.steps] == [CreateTable]
+    assert len(wanted.drop) + len(wanted.lingering) == len(kernel.tables)

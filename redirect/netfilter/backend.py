@@ -1,0 +1,29 @@
+"""The mechanisms behind one interface: what renders and reads rules, and what takes them to the kernel.
+
+Each works in the calling thread's current network namespace, and raises RedirectError.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from redirect.netfilter import session
+from redirect.netfilter.restore import Variant
+from redirect.netfilter.rules import Mechanism, Ruleset, Table
+
+
+class Backend(Protocol):
+    def tables(self, node: str) -> list[Table]: ...
+
+    def create(self, name: str, rules: Ruleset, *, owned: bool) -> int | None:
+        """Make a table (a generation), all of it or nothing. Returns the fd on which the life of an owned one hangs."""
+
+    def delete(self, names: tuple[str, ...]) -> None:
+        """Only those without an owner."""
+
+
+BACKENDS: dict[Mechanism, Backend] = {
+    "nftables": session,
+    "iptables-nft": Variant("iptables-nft"),
+    "iptables-legacy": Variant("iptables-legacy"),
+}
