@@ -113,12 +113,14 @@ class Egress:
         """By IP version, length of the prefix, prefix, port."""
         self._lengths: dict[tuple[int, int], int] = {}
         """How many networks there are, by IP version and length of the prefix."""
+        self._order: list[tuple[int, int]] = []
+        """The same, longest first."""
 
     # -- changes ------------------------------------------------------------------------------------
 
     def put(self, shard: ExternalShard) -> None:
         key = ServiceKey(shard.key())
-        self.drop(key)
+        self._drop(key)
         self.shards[key] = shard
         for host in shard.hosts:
             for vip in host.vips:
@@ -131,8 +133,16 @@ class Egress:
             for name in _names(shard, spec):
                 self._named.add(name, external)
                 self._known[spec.port, spec.protocol] = self._known.get((spec.port, spec.protocol), 0) + 1
+        self._sort()
 
     def drop(self, key: ServiceKey) -> None:
+        self._drop(key)
+        self._sort()
+
+    def _sort(self) -> None:
+        self._order = sorted(self._lengths, key=lambda key: (-key[1], key[0]))
+
+    def _drop(self, key: ServiceKey) -> None:
         old = self.shards.pop(key, None)
         if old is None:
             return
@@ -163,11 +173,11 @@ class Egress:
 
     def at_address(self, host: str, port: int) -> Iterator[External]:
         """Those with a network that has this address; the address itself is dialled."""
-        if not self._lengths:
+        if not self._order:
             return
         address = ipaddress.ip_address(host)
         value, seen = int(address), set()
-        for version, length in sorted(self._lengths, key=lambda key: -key[1]):
+        for version, length in self._order:
             if version != address.version:
                 continue
             prefix = value >> (address.max_prefixlen - length)

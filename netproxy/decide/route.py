@@ -90,6 +90,8 @@ class Tables:
         self.services: dict[ServiceKey, ServiceShard] = {}
         self.ports: dict[tuple[ServiceKey, int], PortTable] = {}
         self.egress = Egress()
+        self.egress_version = 0
+        """Grows with each change of what may leave the mesh."""
         self._by_vip: dict[tuple[str, int], PortTable] = {}
         self._vips: dict[str, ServiceKey] = {}
         self._by_address: dict[str, WorkloadKey] = {}
@@ -105,6 +107,7 @@ class Tables:
                 self._put_service(shard)
             case ExternalShard():
                 self.egress.put(shard)
+                self.egress_version += 1
             case WorkloadShard():
                 key = WorkloadKey(f"{shard.namespace}/{shard.name}")
                 self._drop_workload(key)
@@ -115,6 +118,7 @@ class Tables:
                 self.svids[shard.identity] = shard
             case MeshShard():
                 self.mesh = shard
+                self.egress_version += 1
 
     def drop(self, key: str) -> None:
         kind, _, name = key.partition("/")
@@ -122,6 +126,7 @@ class Tables:
             self._drop_service(ServiceKey(name), keep=frozenset())
         elif kind == "external":
             self.egress.drop(ServiceKey(key))
+            self.egress_version += 1
         elif kind == "workload":
             self._drop_workload(WorkloadKey(name))
         elif kind == "svid":

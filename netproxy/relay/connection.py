@@ -47,7 +47,7 @@ from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
 from ..stream import Stream
 from ..upstream.pool import PoolKey
-from .egress import NEXT_AFTER, Targets, http_permission, is_allowed
+from .egress import NEXT_AFTER, Targets, http_permission
 from .exchange import (
     RequestEdits,
     ResponseEdits,
@@ -748,7 +748,7 @@ class Exchange:
     def check(self, idle_s: float) -> None:
         """`idle_s`: so long nothing has moved."""
         mesh, facts = self._services.tables.mesh, self._connection.facts
-        if self._targets is not None and not is_allowed(self._services, facts, self._targets.permission):
+        if self._targets is not None and not self._targets.standing.is_good:
             self._fail(Reason.EGRESS_DENIED, "the configuration that allowed it has changed")
         elif not self._tunnel:
             if idle_s >= mesh.idle_timeout_s:

@@ -29,12 +29,30 @@ NEXT_AFTER = frozenset((Reason.CONNECT_FAILED, Reason.CONNECT_TIMEOUT))
 """How an attempt ends that another address may follow."""
 
 
-def is_allowed(services: Services, facts: Facts, permission: Permission) -> bool:
-    """Is what was permitted still permitted?"""
-    tables = services.tables
-    if permission.external is None:
-        return tables.mesh.outbound_policy != "deny" or tables.egress.opaque(facts.dst) is not None
-    return tables.egress.still(permission, facts.dst)
+class Standing:
+    """Is what was permitted still permitted? Asked of every live connection twice a second."""
+
+    __slots__ = ("_facts", "_services", "_version", "permission")
+
+    def __init__(self, services: Services, facts: Facts, permission: Permission) -> None:
+        self.permission = permission
+        self._services = services
+        self._facts = facts
+        self._version = -1
+        """Of the tables, when it was. Not yet that of the permission: much may have changed while we dialled."""
+
+    @property
+    def is_good(self) -> bool:
+        tables = self._services.tables
+        if self._version == tables.egress_version:
+            return True
+        if self.permission.external is not None:
+            good = tables.egress.still(self.permission, self._facts.dst)
+        else:
+            good = tables.mesh.outbound_policy != "deny" or tables.egress.opaque(self._facts.dst) is not None
+        if good:
+            self._version = tables.egress_version
+        return good
 
 
 def count(services: Services, result: str, protocol: str) -> None:
@@ -90,6 +108,7 @@ class Targets:
 
     def __init__(self, services: Services, facts: Facts, permission: Permission) -> None:
         self.permission = permission
+        self.standing = Standing(services, facts, permission)
         self._services = services
         self._facts = facts
         self._until = 0.0

@@ -15,7 +15,7 @@ from ..decide.route import Choice
 from ..errors import Reason
 from ..observe.record import Parties
 from ..stream import Stream
-from .egress import is_allowed
+from .egress import Standing
 from .facts import must_be_mesh_tls
 from .logged import log_connection
 from .services import Facts, Services
@@ -89,6 +89,7 @@ class TcpRelay:
     ) -> None:
         self.workload = facts.workload
         self._facts = facts
+        self._standing = Standing(services, facts, facts.egress) if facts.egress is not None else None
         self.active = True
         self._services = services
         self._parties = parties
@@ -153,7 +154,7 @@ class TcpRelay:
             # The policy changed under us: of the connections that exist it ends just those that it denies.
             self.finish(Reason.MTLS_REQUIRED)
             return
-        if self._facts.egress is not None and not is_allowed(self._services, self._facts, self._facts.egress):
+        if self._standing is not None and not self._standing.is_good:
             self.finish(Reason.EGRESS_DENIED)
             return
         if self.active:
