@@ -114,7 +114,7 @@ class Targets:
         self._until = 0.0
         self._tries = 0
         self._ready: list[EndpointState] = []
-        self._seen: set[str] = set()
+        self._failed: UpstreamError | None = None
         self._families: list[int] = []
         tables, dst = services.tables, facts.dst
         if permission.external is None or not permission.name:
@@ -142,9 +142,11 @@ class Targets:
         while not self._ready and self._families:
             try:
                 self._ready = await self._resolve(self._families.pop(0))
-            except UpstreamError:
+            except UpstreamError as exc:
+                # What the family that the client chose came to says most.
+                self._failed = self._failed or exc
                 if not self._families and not self._tries:
-                    raise
+                    raise self._failed from None
         if not self._ready:
             return None
         self._tries += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import json
 import os
 import socket
 import ssl
@@ -56,11 +58,29 @@ class Lab:
         self.client = mesh.pod("client")
         self.good = self.outside("good")
         self.other = self.outside("other")
+        self.resolver = mesh.stage.add_pod("resolver", mesh.nodes[0])
+        self.start_resolver()
         mesh.put(
             external("good", "good.example", ports=WEB, endpoints=self.good.addresses),
             external("wild", "*.wild.example", ports=WEB, endpoints=self.good.addresses),
         )
+        mesh.put(external("named", "named.example", "*.named.example", "half.example", ports=WEB))
+        mesh.put(external("raw", "raw.example", ports=RAW))
         self.policy("deny")
+
+    def start_resolver(self) -> None:
+        """It knows where good and other are, and says of half.example that it is also where nobody listens."""
+        where = {"named.example": [self.good], "raw.example": [self.good], "a.named.example": [self.other]}
+        where |= {"loop.named.example": [], "half.example": [self.resolver, self.good]}
+        hosts = self.mesh.stage.folder / "names"
+        lines = [f"{address} {name}" for name, pods in where.items() for pod in pods for address in pod.addresses]
+        hosts.write_text("\n".join([*lines, "127.0.0.1 loop.named.example"]) + "\n")
+        self.resolver.start(
+            *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"),
+            *("--pid-file=", "--local=/example/", f"--addn-hosts={hosts}"),
+        )
+        wait_listening(self.resolver, 53)
+        self.client.resolv(self.resolver.ip)
 
     def policy(self, policy: str) -> None:
         self.mesh.put(self.mesh.mesh_config(detectTimeout="300ms", outboundPolicy=policy))
@@ -138,6 +158,37 @@ def test_openssl_s_client_sees_the_certificate_of_the_named_one(lab: Lab) -> Non
     assert "CN = good" in run.stdout
     with dial(lab.client, lab.other.ip, 443) as sock, pytest.raises(OSError):
         NO_CHECK.wrap_socket(sock)  # no SNI
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_name_that_is_asked_for(lab: Lab, family: int) -> None:
+    """To the client it is a virtual address; where it is, is what the client's own resolver says."""
+    lab.in_force("deny")
+
+    def ask(url: str) -> str:
+        return lab.client.run("curl", "-sk", "-m", "20", f"-{family}", url, check=False).stdout
+
+    for name, pod in (("named.example", "good"), ("a.named.example", "other"), ("half.example", "good")):
+        assert ask(f"http://{name}/") == f"{pod} {name}\n"
+        assert ask(f"https://{name}/") == f"{pod} {name}\n"
+    found = lab.client.run("getent", f"ahostsv{family}", "raw.example").stdout.split()[0]
+    assert ipaddress.ip_address(found) in ipaddress.ip_network(("240.240.0.0/16", "fd00:240::/32")[family == 6])
+    assert lab.greeted(found)
+    assert not lab.greeted(found, 9001)
+    service = {"destination_service": "external/shop/raw"}
+    assert lab.agent.metric("netproxy_tcp_connections_opened_total", **service) >= 1
+
+
+def test_names_that_lead_nowhere(lab: Lab) -> None:
+    for name, why in (("no.named.example", "no.named.example"), ("loop.named.example", "stands for 127.0.0.1")):
+        answer = json.loads(lab.curl(f"http://{name}/", lab.other.ip))
+        assert (answer["status"], answer["reason"]) == (503, "DNS_FAILED")
+        assert answer["decided_by"] == "ExternalService shop/named"
+        assert why in answer["detail"]
+        assert lab.curl(f"https://{name}/", lab.other.ip) == ""
+    # And one that is known leads there, from wherever.
+    assert lab.curl("https://named.example/", lab.other.ip) == "good named.example\n"
+    assert lab.curl("https://a.named.example/", lab.good.ip) == "other a.named.example\n"
 
 
 def test_what_is_not_declared_is_refused_and_told(lab: Lab) -> None:
