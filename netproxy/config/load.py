@@ -1,7 +1,8 @@
 """From a path to a snapshot: source, validation and build in one call, and again when the files change.
 
 A file that is edited badly must not undo what was in force: `Loader` remembers each object's last good version and
-uses it while the object, or the file it stood in, can't be read. Objects that are gone from readable files are gone.
+uses it while the object, or the file it stood in, can't be read, or claims what is another's. Objects that are gone
+from readable files are gone. What is kept comes last: it never takes anything from an object that is good now.
 """
 
 from __future__ import annotations
@@ -48,9 +49,23 @@ class Loader:
             errors = (*found.errors, *valid.errors)
             kept = self._keep(valid, errors)
             snapshot = build_snapshot((*valid.objects, *kept), context, errors)
-            self._good = {item.title: item for item in (*valid.objects, *kept)}
+            used = (*valid.objects, *kept)
+            refused = snapshot.rejected[len(errors) :]
+            if back := self._restore(valid, refused):
+                titles = {item.title for item in back}
+                why = tuple(error for error in refused if error.obj in titles)
+                used = (*(item for item in valid.objects if item.title not in titles), *kept, *back)
+                snapshot = build_snapshot(used, context, (*errors, *why))
+                # What the second build says of them is about a version that is in no file any more.
+                refused = snapshot.rejected[len(errors) + len(why) :]
+                told = (*errors, *why, *(error for error in refused if error.obj not in titles))
+                snapshot = dataclasses.replace(snapshot, rejected=told)
+            lost = {error.obj for error in refused}
+            in_force = {item.title: item for item in used if item.title not in lost}
+            self._good = {title: item for title, item in self._good.items() if title in lost} | in_force
             self.save()
-            return dataclasses.replace(snapshot, kept=tuple(sorted(item.title for item in kept)))
+            names = sorted(item.title for item in (*kept, *back) if item.title not in lost)
+            return dataclasses.replace(snapshot, kept=tuple(names))
         finally:
             if collecting:
                 gc.enable()
@@ -63,12 +78,25 @@ class Loader:
                 # The whole file: syntax, encoding, permission.
                 files.add(error.file)
             titles.add(error.obj)
-            names.add((error.file, error.obj.rpartition(" ")[2]))
+            if error.field == "kind":
+                # A typo: its title is not that of any object.
+                names.add((error.file, error.obj.rpartition(" ")[2]))
         return [
             item
             for title, item in self._good.items()
             if title not in present
             and (title in titles or item.document.file in files or (item.document.file, item.name) in names)
+        ]
+
+    def _restore(self, valid: Validated, refused: Iterable[ConfigError]) -> list[Object[Resource]]:
+        """The last good versions of objects that are valid by themselves and claim what is another's."""
+        titles = {error.obj for error in refused}
+        return [
+            old
+            for item in valid.objects
+            if item.title in titles
+            and (old := self._good.get(item.title)) is not None
+            and old.document.value != item.document.value
         ]
 
     def save(self) -> None:

@@ -55,6 +55,77 @@ def test_a_file_that_is_no_yaml_keeps_what_it_held(tmp_path: Path, broken: str) 
     assert snapshot.rejected
 
 
+def test_what_was_removed_is_gone_though_another_kind_of_that_name_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(_service("web", 1) + "---\n" + _ROUTE)
+    loader = Loader(tmp_path)
+    loader.load(_CONTEXT)
+    file.write_text(_ROUTE.replace("port: 80", "port: eighty"))
+    snapshot = loader.load(_CONTEXT)
+    assert (_ports(snapshot), snapshot.kept) == ({}, ("TCPRoute shop/web",))
+
+
+_WORKLOAD = """apiVersion: netproxy.mesh/v1alpha1
+kind: Workload
+metadata: {{name: {name}, namespace: shop}}
+spec: {{addresses: [10.0.0.{n}], attach: {{netns: /run/netns/{name}}}}}
+"""
+
+
+def _addresses(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
+    return {work.name: work.addresses for work in snapshot.local_workloads}
+
+
+def test_an_edit_that_claims_what_is_anothers_keeps_the_last_good_version(tmp_path: Path) -> None:
+    mesh, memory = tmp_path / "mesh", str(tmp_path / "memory.json")
+    mesh.mkdir()
+
+    def write(**numbers: int) -> None:
+        (mesh / "a.yaml").write_text("---\n".join(_WORKLOAD.format(name=name, n=n) for name, n in numbers.items()))
+
+    loader = Loader(mesh, memory)
+    write(a=1, b=2)
+    loader.load(_CONTEXT)
+    write(a=1, b=1)
+    for again in (loader, loader, Loader(mesh, memory)):
+        snapshot = again.load(_CONTEXT)
+        assert _addresses(snapshot) == {"a": ("10.0.0.1",), "b": ("10.0.0.2",)}
+        assert snapshot.kept == ("Workload shop/b",)
+        assert [(e.obj, e.line, e.field) for e in snapshot.rejected] == [("Workload shop/b", 9, "spec.addresses[0]")]
+    write(a=1, b=1, c=2)  # what is kept takes nothing from what is good
+    snapshot = loader.load(_CONTEXT)
+    assert _addresses(snapshot) == {"a": ("10.0.0.1",), "c": ("10.0.0.2",)}
+    assert (snapshot.kept, len(snapshot.rejected)) == ((), 1)
+    write(a=1, b=1)
+    assert _addresses(loader.load(_CONTEXT)) == {"a": ("10.0.0.1",), "b": ("10.0.0.2",)}
+    write(a=1, b=3)
+    snapshot = loader.load(_CONTEXT)
+    assert _addresses(snapshot) == {"a": ("10.0.0.1",), "b": ("10.0.0.3",)}
+    assert (snapshot.kept, snapshot.rejected) == ((), ())
+
+
+def test_an_object_that_never_was_good_is_not_restored(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(_WORKLOAD.format(name="a", n=1) + "---\n" + _WORKLOAD.format(name="b", n=1))
+    loader = Loader(tmp_path)
+    for _ in range(2):
+        snapshot = loader.load(_CONTEXT)
+        assert _addresses(snapshot) == {"a": ("10.0.0.1",)}
+        assert (snapshot.kept, len(snapshot.rejected)) == ((), 1)
+
+
+def test_a_host_that_becomes_one_of_the_mesh_keeps_what_was_allowed(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(_service("web", 1))
+    file = tmp_path / "b.yaml"
+    file.write_text(_EXTERNAL)
+    loader = Loader(tmp_path)
+    first = loader.load(_CONTEXT)
+    file.write_text(_EXTERNAL.replace("api.example.com", "api.example.com, web.shop"))
+    snapshot = loader.load(Context("node-a", vips=first.vips))
+    assert snapshot.shards == first.shards
+    assert snapshot.kept == ("ExternalService shop/api",)
+
+
 _ROUTE = """apiVersion: gateway.networking.k8s.io/v1alpha2
 kind: TCPRoute
 metadata: {name: web, namespace: shop}
