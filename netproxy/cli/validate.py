@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -32,11 +33,9 @@ def validate(
         typer.echo(str(exc), err=True)
         raise typer.Exit(2) from None
     warnings = [
-        f"{status.file}:{status.line}: {status.obj}: {condition.type} {condition.reason}: {condition.message}"
+        f"{status.file}:{status.line}: {status.obj}: {text}"
         for status in snapshot.statuses.values()
-        for condition in status.conditions
-        if (condition.type == "Warning" or condition.status == "False")
-        and not _is_told(status, condition, snapshot.rejected)
+        for text in _warnings(status, snapshot.rejected)
     ]
     accepted = [condition for status in snapshot.statuses.values() if (condition := status.get("Accepted"))]
     result: dict[str, Any] = {
@@ -57,6 +56,19 @@ def validate(
         typer.echo(json.dumps(result, indent=2) if output is Output.json else yaml.safe_dump(result, sort_keys=False))
     if snapshot.rejected:
         raise typer.Exit(2)
+
+
+def _warnings(status: ObjectStatus, errors: tuple[ConfigError, ...]) -> Iterator[str]:
+    for condition in status.conditions:
+        if (condition.type == "Warning" or condition.status == "False") and not _is_told(status, condition, errors):
+            yield f"{condition.type} {condition.reason}: {condition.message}"
+    accepted = status.get("Accepted")
+    if accepted is not None and accepted.status == "True":
+        # The conditions of the whole say nothing of one parent among several.
+        for parent in status.parents:
+            for condition in parent.conditions:
+                if condition.type == "Accepted" and condition.status == "False":
+                    yield f"{parent.parent}: {condition.type} {condition.reason}: {condition.message}"
 
 
 def _is_told(status: ObjectStatus, condition: Condition, errors: tuple[ConfigError, ...]) -> bool:

@@ -166,6 +166,19 @@ def test_only_what_is_accepted_counts_and_nothing_is_said_twice(cli: CliRunner, 
     assert (result["accepted"], result["rejected"], len(result["warnings"])) == (0, 1, 2)
 
 
+def test_a_parent_that_refuses_is_told_though_another_accepts(cli: CliRunner, tmp_path: Path) -> None:
+    path = tmp_path / "mesh.yaml"
+    none = '{group: "", kind: Service, name: none}'
+    path.write_text(HALF.replace("99999", "80").replace(none, none.replace("none", "web") + f", {none}"))
+    found = cli.invoke(app, ["validate", "-f", str(path)])
+    assert found.stdout == "2 objects accepted, 0 errors, 2 warnings\n"
+    route = f"warning: {path}:6: HTTPRoute shop/web"
+    assert found.stderr.splitlines() == [
+        f"{route}: ResolvedRefs BackendNotFound: Service shop/none does not exist",
+        f"{route}: Service shop/none: Accepted NoMatchingParent: Service shop/none does not exist",
+    ]
+
+
 def test_a_path_that_is_not_there(cli: CliRunner, tmp_path: Path) -> None:
     found = cli.invoke(app, ["validate", "-f", str(tmp_path / "none")])
     assert found.exit_code == 2
