@@ -95,6 +95,8 @@ class Tables:
         self._by_vip: dict[tuple[str, int], PortTable] = {}
         self._vips: dict[str, ServiceKey] = {}
         self._by_address: dict[str, WorkloadKey] = {}
+        self._endpoints: dict[tuple[str, int], int] = {}
+        """Of services, and how many service ports name each."""
         self._direct: dict[Endpoint, EndpointState] = {}
         self.broken_patterns = 0
         """How many matches came with a regular expression that can't be used. They never match."""
@@ -147,6 +149,9 @@ class Tables:
                 names = {rule.name for rule in (*(spec.rules or ()), spec.tcp_rule) if rule is not None}
                 table.cycles = {name: cycle for name, cycle in old.cycles.items() if name in names}
             self.ports[key, spec.port] = table
+            for endpoint in spec.endpoints:
+                at = endpoint.host, endpoint.port
+                self._endpoints[at] = self._endpoints.get(at, 0) + 1
             for vip in shard.vips:
                 self._by_vip[vip, spec.port] = table
         for vip in shard.vips:
@@ -157,6 +162,11 @@ class Tables:
         if old is None:
             return
         for spec in old.ports:
+            for endpoint in spec.endpoints:
+                at = endpoint.host, endpoint.port
+                self._endpoints[at] -= 1
+                if not self._endpoints[at]:
+                    del self._endpoints[at]
             for vip in old.vips:
                 # It may be another service's already: the shards of one change come in any order.
                 table = self._by_vip.get((vip, spec.port))
@@ -184,6 +194,10 @@ class Tables:
     def is_vip(self, host: str) -> bool:
         """Of a service, or of a host that is outside of the mesh."""
         return host in self._vips or self.egress.is_vip(host)
+
+    def is_endpoint(self, host: str, port: int) -> bool:
+        """Of some service: that is what the name of a headless one stands for, and it need not be a workload's."""
+        return (host, port) in self._endpoints
 
     def workload_at(self, host: str) -> WorkloadShard | None:
         key = self._by_address.get(host)

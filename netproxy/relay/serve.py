@@ -12,6 +12,7 @@ ExternalService        each request whose Host is the host or absent. Another ho
 a VIP, another port    refused (NO_ROUTE)
 a workload's address   not routed; HTTP if it looks so and the port is not declared otherwise, else relayed;
                        mesh TLS if the workload is meshed
+endpoint of a service  relayed
 within `networks` of   to that address. ``tcp``: relayed. ``tls``, ``http``: what is that; of hosts, if it has any.
 an ExternalService     Else as any other address
 any other address      TLS whose SNI, or HTTP whose Host, is a host of an ExternalService on this port: to what that
@@ -115,10 +116,13 @@ class Server:
             return
         else:
             workload = tables.workload_at(dst.host)
-            if workload is None:
+            if workload is not None:
+                declared = declared_protocol(workload, dst.port, tables.mesh.opaque_ports)
+            elif tables.is_endpoint(dst.host, dst.port):
+                declared = "tcp"
+            else:
                 await self._leave(sock, facts)
                 return
-            declared = declared_protocol(workload, dst.port, tables.mesh.opaque_ports)
         verdict = await detect(sock, tables.mesh.detect_timeout_s) if declared != "tcp" else Protocol.OPAQUE
         if declared == "auto":
             self._count_timeout(facts, verdict)

@@ -304,6 +304,7 @@ def index(made: Tables) -> object:
         {where: (port.service, port.spec) for where, port in made._by_vip.items()},
         made._vips,
         made._by_address,
+        made._endpoints,
         {where: port.spec for where, port in made.ports.items()},
         made.services,
         made.workloads,

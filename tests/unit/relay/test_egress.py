@@ -188,6 +188,22 @@ async def goes(mesh: MeshShard, host: str, port: int, first: bytes, expected: st
         assert world.event("egress_allowed", "tls") + world.event("egress_allowed", "tcp") == 1
 
 
+def test_an_endpoint_of_a_service_is_known_without_a_workload() -> None:
+    async def main() -> None:
+        world = Outside(DENY)
+        spec = ServicePort(80, "", "auto", (Endpoint(ANY, 5000),))
+        for known in (True, False):
+            world.tables.put(ServiceShard("shop", "headless", (), (spec,) if known else (), headless=True))
+            client = await world.call(ANY, 5000, b"")
+            with client:
+                assert await world.outcome(client) == (f"{ANY}:5000" if known else "EGRESS_DENIED")
+                for dial in world.dialer.open:
+                    dial.fail()
+                await world.task
+
+    play(main)
+
+
 def test_relayed_to_an_external_service_and_counted_as_such() -> None:
     async def main() -> None:
         world = Outside(DENY)
@@ -394,6 +410,36 @@ def test_each_request_of_a_connection_is_decided_by_its_own_host() -> None:
         assert world.client.take_sent() == OK
         assert world.event("egress_denied", "http") == 1
         world.assert_idle()
+
+    play(main)
+
+
+def test_the_authority_of_the_target_is_what_counts() -> None:
+    async def main() -> None:
+        world = Called()
+        world.client.peer_sends(b"GET http://evil.example/ HTTP/1.1\r\nHost: one.example\r\n\r\n")
+        assert "hosts: [evil.example]" in str(world.problem()["detail"])
+        world.client.peer_sends(b"GET http://one.example/ HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        await turns(10)
+        upstream = world.dialer.open[0].accept()
+        await turns()
+        assert upstream.take_sent() == b"GET / HTTP/1.1\r\nhost: one.example\r\n\r\n"
+        upstream.peer_sends(OK)
+        assert world.client.take_sent() == OK
+        world.client.peer_sends(b"CONNECT evil.example:80 HTTP/1.1\r\nHost: one.example\r\n\r\n")
+        assert "hosts: [evil.example]" in str(world.problem()["detail"])
+        world.assert_idle()
+
+    play(main)
+
+
+@pytest.mark.parametrize("fields", [b"Host: one.example\r\nHost: one.example", b"Host: one.example, evil.example"])
+def test_two_hosts_are_none(fields: bytes) -> None:
+    async def main() -> None:
+        world = Called()
+        world.client.peer_sends(b"GET / HTTP/1.1\r\n%b\r\n\r\n" % fields)
+        assert world.problem()["status"] in (400, 502)
+        assert not world.dialer.dials
 
     play(main)
 
