@@ -8,6 +8,7 @@ What is compared with what:
   anybody away from one. An authorization by path must refuse what a server may read in two ways.
 * of CONNECT the path is "", which only the prefix ``/`` and regular expressions that match an empty text match, and
   there is no query.
+* a prefix is compared by element: ``/abc`` and ``/abc/`` match ``/abc``, ``/abc/`` and ``/abc/d``, not ``/abcd``.
 * a header: the values of all fields of that name, joined by ``,``. Absent is not the same as empty.
 * a query parameter: as decoded from a form (``+`` is a blank, ``%XX`` an octet of UTF-8), the first of its name among
   the first `MAX_PARAMETERS`. Those behind are not seen.
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from ..config.shard import Match, Rule
-from ..pattern import Matcher, compile_pattern
+from ..pattern import compile_pattern
 
 MAX_PARAMETERS = 256
 
@@ -37,12 +38,6 @@ class Request(NamedTuple):
     query: str = ""
     """Without its ``?``, not decoded."""
     method: str = "GET"
-
-
-def prefix_matches(prefix: str, path: str) -> bool:
-    """By path element, a trailing ``/`` of the prefix is ignored: /abc matches /abc, /abc/, /abc/d, not /abcd."""
-    prefix = prefix.rstrip("/")
-    return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == "/" or not prefix)
 
 
 def first_values(query: str) -> dict[str, str]:
@@ -61,40 +56,22 @@ def _decoded(text: str) -> str:
     return unquote_to_bytes(text.replace("+", " ").encode("latin-1")).decode("latin-1")
 
 
-class PreparedMatch:
-    """One `Match`. `broken` says what is wrong when a regular expression of it can't be used: it matches nothing."""
+_ANY, _EXACT, _PREFIX, _REGEX = range(4)
 
-    __slots__ = ("_headers", "_method", "_path", "_query", "broken")
 
-    def __init__(self, match: Match) -> None:
-        self.broken = ""
+class _Rest:
+    """What else than the path a match asks for. Raises ValueError for an expression that can't be used."""
+
+    __slots__ = ("_headers", "_method", "_query", "asks")
+
+    def __init__(self, match: Match, compare: Callable[[str, str], Comparison]) -> None:
         self._method = match.method
-        self._path = self._of_path(match)
-        self._headers = [(wanted.name, self._comparison(wanted.kind, wanted.value)) for wanted in match.headers]
-        self._query = [(_octets(wanted.name), self._comparison(wanted.kind, wanted.value)) for wanted in match.query]
-
-    def _of_path(self, match: Match) -> Comparison | None:
-        if match.path_kind != "prefix":
-            return self._comparison(match.path_kind, match.path)
-        if not match.path.rstrip("/"):
-            return None
-        prefix = _octets(match.path)
-        return lambda path: prefix_matches(prefix, path)
-
-    def _comparison(self, kind: str, value: str) -> Comparison:
-        if kind == "regex":
-            try:
-                pattern = compile_pattern(value)
-            except ValueError as exc:
-                self.broken = f"{value[:100]!r}: {exc}"
-                return _never
-            return lambda text, pattern=pattern: _search(pattern, text)  # type: ignore[misc]
-        return _octets(value).__eq__
+        self._headers = [(wanted.name, compare(wanted.kind, wanted.value)) for wanted in match.headers]
+        self._query = [(_octets(wanted.name), compare(wanted.kind, wanted.value)) for wanted in match.query]
+        self.asks = bool(self._method or self._headers or self._query)
 
     def matches(self, request: Request, parameters: Callable[[], dict[str, str]]) -> bool:
-        if self.broken or (self._method and self._method != request.method):
-            return False
-        if self._path is not None and not self._path(request.path):
+        if self._method and self._method != request.method:
             return False
         headers = request.headers
         for name, compare in self._headers:
@@ -114,44 +91,50 @@ def _octets(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
-def _never(_text: str) -> bool:
-    return False
-
-
-def _search(pattern: Matcher, text: str) -> bool:
-    return pattern(text.encode("latin-1"))
-
-
-class PreparedRule:
-    """One `Rule`. Without matches it matches everything."""
-
-    __slots__ = ("matches", "rule")
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.matches = [PreparedMatch(match) for match in rule.matches]
-
-
 class Prepared:
     """The rules of one port, in order of precedence."""
 
-    __slots__ = ("rules",)
+    __slots__ = ("_matches", "broken")
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
-        self.rules = [PreparedRule(rule) for rule in rules]
+        self.broken: list[str] = []
+        """The regular expressions that can't be used, and why: their matches match nothing. Where the shard was made
+        they were valid.
+        """
+        self._matches: list[tuple[int, str, str, Comparison | None, _Rest | None, Rule]] = []
+        """Kind of the path, the path (without a ``/`` at the end of a prefix) and with a ``/``, or the expression."""
+        for rule in rules:
+            for match in rule.matches or (Match(),):
+                self._add(rule, match)
 
-    @property
-    def broken(self) -> list[str]:
-        """The regular expressions that can't be used, and why. They were valid where the shard was made."""
-        return [
-            f"{prepared.rule.name}: {match.broken}"
-            for prepared in self.rules
-            for match in prepared.matches
-            if match.broken
-        ]
+    def _add(self, rule: Rule, match: Match) -> None:
+        def compare(kind: str, value: str) -> Comparison:
+            if kind != "regex":
+                return _octets(value).__eq__
+            pattern = compile_pattern(value)
+            return lambda text: pattern(text.encode("latin-1"))
+
+        expression = None
+        try:
+            rest = _Rest(match, compare)
+            if match.path_kind == "regex":
+                expression = compare("regex", match.path)
+        except ValueError as exc:
+            self.broken.append(f"{rule.name}: {exc}")
+            return
+        path = _octets(match.path)
+        if match.path_kind == "exact":
+            kind = _EXACT
+        elif match.path_kind == "regex":
+            kind = _REGEX
+        else:
+            path = path.rstrip("/")
+            kind = _PREFIX if path else _ANY
+        self._matches.append((kind, path, path + "/", expression, rest if rest.asks else None, rule))
 
     def first(self, request: Request) -> Rule | None:
         """The first rule that the request matches."""
+        path = request.path
         found: dict[str, str] | None = None
 
         def parameters() -> dict[str, str]:
@@ -160,7 +143,15 @@ class Prepared:
                 found = first_values(request.query)
             return found
 
-        for prepared in self.rules:
-            if not prepared.matches or any(match.matches(request, parameters) for match in prepared.matches):
-                return prepared.rule
+        for kind, text, directory, expression, rest, rule in self._matches:
+            if kind == _PREFIX:
+                if not path.startswith(directory) and path != text:
+                    continue
+            elif kind == _EXACT:
+                if path != text:
+                    continue
+            elif expression is not None and not expression(path):
+                continue
+            if rest is None or rest.matches(request, parameters):
+                return rule
         return None

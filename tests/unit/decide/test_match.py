@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netproxy.config.shard import HeaderMatch, Match, QueryMatch, Rule
-from netproxy.decide.match import MAX_PARAMETERS, Prepared, Request, first_values, prefix_matches
+from netproxy.decide.match import MAX_PARAMETERS, Prepared, Request, first_values
 
 
-def matches(match: Match, path: str = "/", query: str = "", method: str = "GET", **headers: str) -> bool:
+def fits(match: Match, path: str = "/", query: str = "", method: str = "GET", **headers: str) -> bool:
     request = Request(path, {name.replace("_", "-"): value for name, value in headers.items()}, query, method)
     return Prepared((Rule("r", (match,), ()),)).first(request) is not None
 
@@ -44,22 +44,22 @@ def matches(match: Match, path: str = "/", query: str = "", method: str = "GET",
         ("/a", "//a", False),
     ],
 )
-def test_prefix_matches(prefix: str, path: str, matches: bool) -> None:
-    assert prefix_matches(prefix, path) is matches
+def test_prefixes(prefix: str, path: str, matches: bool) -> None:
+    assert fits(Match("prefix", prefix), path) is matches
 
 
 @given(st.text("/ab", max_size=6).map("/".__add__), st.text("/ab", max_size=8).map("/".__add__))
 def test_prefix_is_by_element(prefix: str, path: str) -> None:
     trimmed = prefix.rstrip("/")
-    assert prefix_matches(prefix, path) is (path + "/").startswith(trimmed + "/")
-    assert prefix_matches(path, path)
+    assert fits(Match("prefix", prefix), path) is (path + "/").startswith(trimmed + "/")
+    assert fits(Match("prefix", path), path)
 
 
 @given(st.text("/ab", max_size=6).map("/".__add__), st.text("/ab", max_size=8).map("/".__add__))
 def test_a_prefix_is_a_regular_expression(prefix: str, path: str) -> None:
     expression = Match("regex", f"{prefix.rstrip('/')}(/.*)?")
-    assert matches(Match("prefix", prefix), path) is matches(expression, path)
-    assert matches(Match("exact", prefix), path) is (prefix == path)
+    assert fits(Match("prefix", prefix), path) is fits(expression, path)
+    assert fits(Match("exact", prefix), path) is (prefix == path)
 
 
 @pytest.mark.parametrize(
@@ -80,46 +80,46 @@ def test_a_prefix_is_a_regular_expression(prefix: str, path: str) -> None:
     ],
 )
 def test_expressions_match_the_whole_path(expression: str, path: str, matched: bool) -> None:
-    assert matches(Match("regex", expression), path) is matched
+    assert fits(Match("regex", expression), path) is matched
 
 
 @pytest.mark.parametrize("path", ["//a", "/./a", "/b/../a", "/%61", "/A", "/a%2F", "/a;x"])
 def test_nothing_of_a_path_is_normalized(path: str) -> None:
-    assert not matches(Match("exact", "/a"), path)
-    assert not matches(Match("prefix", "/a"), path)
-    assert matches(Match("exact", path), path)
+    assert not fits(Match("exact", "/a"), path)
+    assert not fits(Match("prefix", "/a"), path)
+    assert fits(Match("exact", path), path)
 
 
 def test_connect_has_no_path() -> None:
-    assert matches(Match(method="CONNECT"), "", method="CONNECT")
-    assert matches(Match(), "", method="CONNECT")
-    assert not matches(Match("prefix", "/a"), "", method="CONNECT")
-    assert not matches(Match("exact", "/"), "", method="CONNECT")
+    assert fits(Match(method="CONNECT"), "", method="CONNECT")
+    assert fits(Match(), "", method="CONNECT")
+    assert not fits(Match("prefix", "/a"), "", method="CONNECT")
+    assert not fits(Match("exact", "/"), "", method="CONNECT")
 
 
 # --- the other parts
 
 
 def test_methods_are_case_sensitive() -> None:
-    assert matches(Match(method="GET"))
-    assert not matches(Match(method="GET"), method="get")
-    assert not matches(Match(method="GET"), method="HEAD")
+    assert fits(Match(method="GET"))
+    assert not fits(Match(method="GET"), method="get")
+    assert not fits(Match(method="GET"), method="HEAD")
 
 
 def test_headers() -> None:
     exact = Match(headers=(HeaderMatch("x-a", "1"), HeaderMatch("x-b", "")))
-    assert matches(exact, x_a="1", x_b="")
-    assert not matches(exact, x_a="1")
-    assert not matches(exact, x_a="1,1", x_b="")
+    assert fits(exact, x_a="1", x_b="")
+    assert not fits(exact, x_a="1")
+    assert not fits(exact, x_a="1,1", x_b="")
     expression = Match(headers=(HeaderMatch("x-a", "(v[12])?", "regex"),))
-    assert matches(expression, x_a="v1")
-    assert matches(expression, x_a="")
-    assert not matches(expression)
-    assert not matches(expression, x_a="v1,v2")
+    assert fits(expression, x_a="v1")
+    assert fits(expression, x_a="")
+    assert not fits(expression)
+    assert not fits(expression, x_a="v1,v2")
     name = Match(headers=(HeaderMatch("x-a", "\u00e9"),))
-    assert matches(name, x_a="\xc3\xa9")
-    assert not matches(name, x_a="\xe9")
-    assert matches(Match(headers=(HeaderMatch("x-a", ".", "regex"),)), x_a="\xe9")
+    assert fits(name, x_a="\xc3\xa9")
+    assert not fits(name, x_a="\xe9")
+    assert fits(Match(headers=(HeaderMatch("x-a", ".", "regex"),)), x_a="\xe9")
 
 
 @pytest.mark.parametrize(
@@ -140,17 +140,17 @@ def test_headers() -> None:
     ],
 )
 def test_query(query: str, matched: bool) -> None:
-    assert matches(Match(query=(QueryMatch("animal", "whale"),)), query=query) is matched
-    assert matches(Match(query=(QueryMatch("animal", "wh[a]le", "regex"),)), query=query) is matched
+    assert fits(Match(query=(QueryMatch("animal", "whale"),)), query=query) is matched
+    assert fits(Match(query=(QueryMatch("animal", "wh[a]le", "regex"),)), query=query) is matched
 
 
 def test_values_of_a_query_are_utf8() -> None:
-    assert matches(Match(query=(QueryMatch("\u00fc", "\u00e9 "),)), query="%C3%BC=%c3%a9+")
-    assert not matches(Match(query=(QueryMatch("a", "\u00e9"),)), query="a=%e9")
-    assert not matches(Match(query=(QueryMatch("a", "\ufffd"),)), query="a=%e9")
-    assert matches(Match(query=(QueryMatch("a", ".", "regex"),)), query="a=%e9")
-    assert not matches(Match(query=(QueryMatch("a", ".*", "regex"),)), query="a=b%0A")
-    assert matches(Match(query=(QueryMatch("a", "(?s).*", "regex"),)), query="a=b%0A")
+    assert fits(Match(query=(QueryMatch("\u00fc", "\u00e9 "),)), query="%C3%BC=%c3%a9+")
+    assert not fits(Match(query=(QueryMatch("a", "\u00e9"),)), query="a=%e9")
+    assert not fits(Match(query=(QueryMatch("a", "\ufffd"),)), query="a=%e9")
+    assert fits(Match(query=(QueryMatch("a", ".", "regex"),)), query="a=%e9")
+    assert not fits(Match(query=(QueryMatch("a", ".*", "regex"),)), query="a=b%0A")
+    assert fits(Match(query=(QueryMatch("a", "(?s).*", "regex"),)), query="a=b%0A")
 
 
 parts = st.text("ab=&+%20cC3\x00;#\xff", max_size=12)
@@ -167,8 +167,8 @@ def test_a_query_is_read_as_a_form_is(query: str) -> None:
 def test_parameters_have_a_limit() -> None:
     query = "&".join(f"p{number}=1" for number in range(MAX_PARAMETERS + 2))
     assert len(first_values(query)) == MAX_PARAMETERS
-    assert not matches(Match(query=(QueryMatch(f"p{MAX_PARAMETERS}", "1"),)), query=query)
-    assert matches(Match(query=(QueryMatch(f"p{MAX_PARAMETERS - 1}", "1"),)), query=query)
+    assert not fits(Match(query=(QueryMatch(f"p{MAX_PARAMETERS}", "1"),)), query=query)
+    assert fits(Match(query=(QueryMatch(f"p{MAX_PARAMETERS - 1}", "1"),)), query=query)
 
 
 # --- rules
