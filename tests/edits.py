@@ -1,0 +1,184 @@
+"""What a message looks like behind an agent: the documented edits (docstring of netproxy/relay/exchange) written down again.
+
+On purpose it shares nothing with the code: fields are pairs as they stand on the wire, and one function is one list of
+rules. Tests compare octet by octet what arrives with what this says.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+
+Fields = list[tuple[bytes, bytes]]
+
+HOP = {b"connection", b"keep-alive", b"proxy-connection", b"http2-settings", b"te", b"upgrade"}
+KEPT_IN_ANY_CASE = {b"host", b"content-length", b"transfer-encoding", b"trailer"}
+BETWEEN_TWO_HOPS = re.compile(rb"(h2c|h2|tls|http)(/.*)?", re.I)
+PHRASES = {int(status): status.phrase.encode() for status in HTTPStatus}
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One agent. `xfcc`, `client`: of inbound ones. `request_id`, `date`, `via`: "" when it adds none."""
+
+    header_case: str = "lower"
+    forwarded: str = "append"
+    inbound: bool = False
+    client: bytes = b""
+    xfcc: bytes = b""
+    dialled: bytes = b""
+    request_id: bytes = b""
+    date: bytes = b""
+    via: bytes = b""
+
+
+@dataclass(frozen=True)
+class Message:
+    """`body` is what follows the head as content: "" for none. `trailers` only of a chunked one."""
+
+    fields: Fields
+    method: bytes = b"GET"
+    target: bytes = b"/"
+    status: int = 200
+    version: bytes = b"1.1"
+    body: bytes = b""
+    trailers: Fields = field(default_factory=list)
+
+    def get(self, wanted: bytes) -> list[bytes]:
+        return [value.strip(b" \t") for name, value in self.fields if name.lower() == wanted]
+
+    def items(self, wanted: bytes) -> list[bytes]:
+        return [item.strip(b" \t") for item in b",".join(self.get(wanted)).split(b",") if item.strip(b" \t")]
+
+
+def lines(fields: Fields) -> bytes:
+    return b"".join(name + b": " + value + b"\r\n" for name, value in fields) + b"\r\n"
+
+
+def content(message: Message) -> bytes:
+    """As it stands behind a head that we write, if it came in one piece."""
+    if not message.get(b"transfer-encoding"):
+        return message.body
+    chunk = b"%x\r\n%b\r\n" % (len(message.body), message.body) if message.body else b""
+    return chunk + b"0\r\n" + lines(message.trailers)
+
+
+def request_octets(message: Message) -> bytes:
+    return b"%b %b HTTP/1.1\r\n" % (message.method, message.target) + lines(message.fields) + content(message)
+
+
+def response_octets(message: Message, *, to_head: bool = False) -> bytes:
+    head = b"HTTP/1.1 %d %b\r\n" % (message.status, PHRASES.get(message.status, b"")) + lines(message.fields)
+    return head if to_head or message.status in (204, 304) else head + content(message)
+
+
+class _Editing:
+    """The fields of a message on their way: names in lower case, written out as `header_case` wants."""
+
+    def __init__(self, message: Message, leg: Leg) -> None:
+        drops = HOP | ({item.lower() for item in message.items(b"connection")} - KEPT_IN_ANY_CASE)
+        self.spelling: dict[bytes, bytes] = {}
+        for name, _ in message.fields:
+            self.spelling.setdefault(name.lower(), name)
+        self.keep = leg.header_case == "preserve"
+        self.fields = [(name.lower(), value.strip(b" \t")) for name, value in message.fields]
+        self.fields = [(name, value) for name, value in self.fields if name not in drops]
+
+    def drop(self, pattern: bytes) -> None:
+        self.fields = [(name, value) for name, value in self.fields if not re.fullmatch(pattern, name)]
+
+    def has(self, name: bytes) -> bool:
+        return any(name == other for other, _ in self.fields)
+
+    def behind(self, name: bytes, value: bytes) -> None:
+        """As the last element of a list."""
+        places = [i for i, (other, _) in enumerate(self.fields) if other == name]
+        if places:
+            before = self.fields[places[-1]][1]
+            self.fields[places[-1]] = (name, before + b", " + value if before else value)
+        else:
+            self.fields.append((name, value))
+
+    def done(self) -> Fields:
+        return [(self.spelling.get(name, name) if self.keep else name, value) for name, value in self.fields]
+
+
+def edited_request(message: Message, leg: Leg) -> Message:
+    edit = _Editing(message, leg)
+    edit.drop(rb"x[^a-z0-9]forwarded[^a-z0-9]client[^a-z0-9]cert")
+    if message.version == b"1.0":
+        edit.drop(b"expect")
+    target = message.target
+    authority = b""
+    if message.method == b"CONNECT":
+        authority = target
+    elif match := re.fullmatch(rb"http://([^/?]*)(.*)", target, re.I):
+        authority, target = match.groups()
+        if not target.startswith(b"/"):
+            target = b"*" if not target and message.method == b"OPTIONS" else b"/" + target
+    if authority and edit.has(b"host"):
+        edit.fields = [(name, authority if name == b"host" else value) for name, value in edit.fields]
+    elif not edit.has(b"host"):
+        edit.fields.insert(0, (b"host", authority or leg.dialled))
+    edit.fields = [(n, v.lower() if n == b"transfer-encoding" else v) for n, v in edit.fields]
+    options = []
+    if any(item.partition(b";")[0].strip().lower() == b"trailers" for item in message.items(b"te")):
+        options.append(b"te")
+        edit.fields.append((b"te", b"trailers"))
+    protocols = [token for token in message.items(b"upgrade") if not BETWEEN_TWO_HOPS.fullmatch(token)]
+    asks = b"upgrade" in {item.lower() for item in message.items(b"connection")}
+    if protocols and asks and message.version == b"1.1" and message.method != b"CONNECT":
+        options.append(b"upgrade")
+        edit.fields.append((b"upgrade", b", ".join(protocols)))
+    if options:
+        edit.fields.append((b"connection", b", ".join(options)))
+    if leg.inbound:
+        if leg.xfcc:
+            edit.fields.append((b"x-forwarded-client-cert", leg.xfcc))
+        if leg.forwarded == "set":
+            edit.drop(rb"x[^a-z0-9]forwarded[^a-z0-9](for|proto)")
+        if leg.forwarded != "preserve":
+            edit.behind(b"x-forwarded-for", leg.client)
+            if not edit.has(b"x-forwarded-proto"):
+                edit.fields.append((b"x-forwarded-proto", b"http"))
+    if leg.request_id and not edit.has(b"x-request-id"):
+        edit.fields.append((b"x-request-id", leg.request_id))
+    if leg.via:
+        edit.behind(b"via", message.version + b" " + leg.via)
+    trailers = [(n.lower(), v) for n, v in message.trailers if n.lower() not in (b"x-netproxy-reason",)]
+    return replace(message, fields=edit.done(), target=target, version=b"1.1", trailers=trailers)
+
+
+def edited_response(message: Message, request: Message, leg: Leg, *, closes: bool = False) -> Message:
+    """`request`: as the agent got it. `closes`: the agent closes after this for other reasons than the request's."""
+    edit = _Editing(message, leg)
+    if leg.inbound:
+        edit.drop(b"x-netproxy-reason")
+    edit.fields = [(n, v.lower() if n == b"transfer-encoding" else v) for n, v in edit.fields]
+    protocols = [token for token in message.items(b"upgrade") if not BETWEEN_TWO_HOPS.fullmatch(token)]
+    asks = b"upgrade" in {item.lower() for item in message.items(b"connection")}
+    if message.status in (101, 426) and protocols and asks:
+        edit.fields += [(b"upgrade", b", ".join(protocols)), (b"connection", b"upgrade")]
+    if leg.date and message.status != 101 and not edit.has(b"date"):
+        edit.fields.append((b"date", leg.date))
+    if leg.via:
+        edit.behind(b"via", message.version + b" " + leg.via)
+    trailers = [(n.lower(), v) for n, v in message.trailers if n.lower() not in (b"x-netproxy-reason",)]
+    if message.status == 101 or (request.method == b"CONNECT" and 200 <= message.status < 300):
+        edit.drop(b"content-length|transfer-encoding")
+        return replace(message, fields=edit.done(), version=b"1.1", trailers=[])
+    framed = edit.has(b"content-length") or edit.has(b"transfer-encoding")
+    if message.status == 204:
+        edit.drop(b"content-length|transfer-encoding")
+    elif request.version == b"1.0":
+        edit.drop(b"transfer-encoding")
+        trailers = []
+    elif not framed and message.status != 304:
+        edit.fields.append((b"transfer-encoding", b"chunked"))
+    said_close = b"close" in {item.lower() for item in request.items(b"connection")}
+    if closes or said_close or request.version == b"1.0":
+        before = [value for name, value in edit.fields if name == b"connection"]
+        edit.fields = [item for item in edit.fields if item[0] != b"connection"]
+        edit.fields.append((b"connection", b", ".join([*before, b"close"])))
+    return replace(message, fields=edit.done(), version=b"1.1", trailers=trailers)
