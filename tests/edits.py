@@ -1,4 +1,4 @@
-"""What a message looks like behind an agent: the documented edits (docstring of netproxy/relay/exchange) written down again.
+"""What a message looks like behind an agent: the edits of the docstring of netproxy/relay/exchange, written down again.
 
 On purpose it shares nothing with the code: fields are pairs as they stand on the wire, and one function is one list of
 rules. Tests compare octet by octet what arrives with what this says.

@@ -27,11 +27,17 @@ class H1Client(Engine, Protocol):
     def must_close(self) -> bool:
         """Close the connection when the present exchange is over (now, if there is none)."""
 
+    def keep_spelling(self, on: bool) -> None:
+        """Shall heads that are read from now on tell how names of fields were written? Off at first."""
+
 
 class H1Server(Engine, Protocol):
     @property
     def must_close(self) -> bool:
         """Close the connection when the present exchange is over (now, if there is none)."""
+
+    def keep_spelling(self, on: bool) -> None:
+        """Shall heads that are read from now on tell how names of fields were written? Off at first."""
 
     @property
     def buffered(self) -> int:
@@ -46,9 +52,9 @@ class H1Server(Engine, Protocol):
         tunnel; raises like `receive`."""
 
 
-def server_engine(limits: H1Limits | None = None, *, keep_spelling: bool = False) -> H1Server:
-    return H1ReferenceServer(limits, keep_spelling=keep_spelling)
+def server_engine(limits: H1Limits | None = None) -> H1Server:
+    return H1ReferenceServer(limits)
 
 
-def client_engine(limits: H1Limits | None = None, *, keep_spelling: bool = False) -> H1Client:
-    return H1ReferenceClient(limits, keep_spelling=keep_spelling)
+def client_engine(limits: H1Limits | None = None) -> H1Client:
+    return H1ReferenceClient(limits)

@@ -11,7 +11,7 @@ Rules of both engines:
 - Nothing is ever sent that was not asked for: no 100, no error page, no close.
 - Heads are written anew, fields in order of `headers`. h11 would put Host first and move what it sets to the end, so it
   only checks: both must agree on the fields, or it is an AssertionError.
-- Engines with `keep_spelling` tell how names of fields were written, in heads only. All of them write as they are told.
+- An engine told to by `keep_spelling` tells how names of fields were written, in heads only. It writes as it is told.
 - A tunnel begins when the ResponseHead that grants it was sent or received; h11 is out of it from then on. What came
   before that is handed out by the same `receive`, in a server by `resume`. What is behind a request that may be granted
   one is kept meanwhile; after a CONNECT that is refused it is no request.
@@ -62,9 +62,9 @@ REASON_PHRASES = {int(status): status.phrase.encode("ascii") for status in http.
 class H1ReferenceServer:
     """Our side of a downstream connection: requests in, responses out."""
 
-    def __init__(self, limits: H1Limits | None = None, *, keep_spelling: bool = False) -> None:
+    def __init__(self, limits: H1Limits | None = None) -> None:
         self._limits = limits or H1Limits()
-        self._wire = _Wire(h11.SERVER, self._limits, keep_spelling)
+        self._wire = _Wire(h11.SERVER, self._limits)
         self._draining = False
         self._body = _Outgoing()
 
@@ -84,6 +84,9 @@ class H1ReferenceServer:
     @property
     def must_close(self) -> bool:
         return self._wire.must_close
+
+    def keep_spelling(self, on: bool) -> None:
+        self._wire.strict.keep_spelling = on
 
     @property
     def reusable(self) -> bool:
@@ -199,8 +202,8 @@ class H1ReferenceClient:
     it is never given framing by the engine: most requests without either have no content.
     """
 
-    def __init__(self, limits: H1Limits | None = None, *, keep_spelling: bool = False) -> None:
-        self._wire = _Wire(h11.CLIENT, limits or H1Limits(), keep_spelling)
+    def __init__(self, limits: H1Limits | None = None) -> None:
+        self._wire = _Wire(h11.CLIENT, limits or H1Limits())
         self._draining = False
         self._body = _Outgoing()
 
@@ -210,6 +213,9 @@ class H1ReferenceClient:
     @property
     def must_close(self) -> bool:
         return self._wire.must_close or self._draining
+
+    def keep_spelling(self, on: bool) -> None:
+        self._wire.strict.keep_spelling = on
 
     @property
     def reusable(self) -> bool:
@@ -270,9 +276,9 @@ class H1ReferenceClient:
 class _Wire:
     """h11 and `strict` in step, and what is left of the connection."""
 
-    def __init__(self, role: type[h11.CLIENT] | type[h11.SERVER], limits: H1Limits, keep_spelling: bool) -> None:
+    def __init__(self, role: type[h11.CLIENT] | type[h11.SERVER], limits: H1Limits) -> None:
         self._role = role
-        self.strict = Strict(limits, responses=role is h11.CLIENT, keep_spelling=keep_spelling)
+        self.strict = Strict(limits, responses=role is h11.CLIENT)
         # Strict decides: h11 only ever sees whole vetted pieces, so its own limit must never be reached first.
         whole = max(limits.max_head_bytes, limits.max_trailer_bytes)
         self.h11 = h11.Connection(role, max_incomplete_event_size=2 * whole + 64 * KIB)

@@ -231,10 +231,11 @@ def asks_to_upgrade(headers: Headers) -> bool:
 class Strict:
     """One direction of one connection: requests, or the responses to the methods given to `expect`."""
 
-    def __init__(self, limits: H1Limits, *, responses: bool = False, keep_spelling: bool = False) -> None:
+    def __init__(self, limits: H1Limits, *, responses: bool = False) -> None:
         self._limits = limits
         self._responses = responses
-        self._keep_spelling = keep_spelling
+        self.keep_spelling = False
+        """Of the fields that are read from now on."""
         self._buf = bytearray()
         self._state = State.WAIT
         self._method = b""
@@ -322,7 +323,7 @@ class Strict:
         self._leading_lines = 0
         self._start_line: tuple[bytes, bytes, bytes] | None = None
         self._fields: Headers = []
-        self._spelling: dict[bytes, bytes] | None = {} if self._keep_spelling else None
+        self._spelling: dict[bytes, bytes] = {}
 
     def _read_head(self) -> Piece | None:
         buf = self._buf
@@ -388,7 +389,7 @@ class Strict:
         match = _field(line)
         if match is not None:
             name = match[1].lower()
-            if self._spelling is not None:
+            if self.keep_spelling:
                 self._spelling.setdefault(name, match[1])
             return name, match[2].strip(b" \t")
         name, colon, _ = line.partition(b":")
@@ -419,7 +420,8 @@ class Strict:
                 # Octets after a refused CONNECT may be meant for the tunnel: they are no requests.
                 close = tunnel = True
             head = Head(version, headers, CHUNKED if chunked else length or 0, close, second, target, tunnel=tunnel)
-        head = head._replace(spelling=self._spelling)
+        if self.keep_spelling:
+            head = head._replace(spelling=self._spelling)
         raw = bytes(self._buf[: self._line_start])
         del self._buf[: self._line_start]
         self._start_head()

@@ -103,8 +103,7 @@ class HttpConnection:
         self.facts = facts
         self.services = services
         self.workload = facts.workload
-        limits = H1Limits(mesh.max_head_bytes, mesh.max_headers)
-        self._engine: H1Server = server_engine(limits, keep_spelling=mesh.header_case == "preserve")
+        self._engine: H1Server = server_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
         self._exchange: Exchange | None = None
         self._holds = 0
         self._writable = True
@@ -134,6 +133,8 @@ class HttpConnection:
                 self.stream.pause_reading()
             return
         self._activity = self.services.now()
+        # Each time, since connections of the pool of another agent stay for long.
+        self._engine.keep_spelling(self.services.tables.mesh.header_case == "preserve")
         try:
             events = self._engine.receive(data)
         except RemoteProtocolError as exc:

@@ -54,8 +54,7 @@ class UpstreamHttp:
         self.workload = key.workload
         self.stream = stream
         self._services = services
-        limits = H1Limits(mesh.max_head_bytes, mesh.max_headers)
-        self._engine: H1Client = client_engine(limits, keep_spelling=mesh.header_case == "preserve")
+        self._engine: H1Client = client_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
         self._exchange: Requester | None = None
         self._uses = 0
         self._writable = True
@@ -75,6 +74,7 @@ class UpstreamHttp:
     def begin(self, exchange: Requester) -> None:
         self._uses += 1
         self._exchange = exchange
+        self._engine.keep_spelling(self._services.tables.mesh.header_case == "preserve")
         if not self._writable:
             # An endpoint that answered the request before without reading all of it.
             exchange.upstream_writable(False)

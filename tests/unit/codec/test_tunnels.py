@@ -224,14 +224,16 @@ def test_octets_after_the_end_of_a_tunnel() -> None:
 def test_spelling_is_kept_on_request() -> None:
     data = b"GET / HTTP/1.1\r\nHOST: a\r\nX-a: 1\r\nx-A: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nTrail: 1\r\n\r\n"
     for parts in [[data], octets(data), *cuts_in_two(data)]:
-        engine = server_engine(keep_spelling=True)
+        engine = server_engine()
+        engine.keep_spelling(True)
         events = [event for part in parts for event in engine.receive(part)]
         head = events[0]
         assert isinstance(head, RequestHead)
         assert head.spelling == {b"host": b"HOST", b"x-a": b"X-a", b"transfer-encoding": b"Transfer-Encoding"}
         assert [name for name, _ in head.headers] == [b"host", b"x-a", b"x-a", b"transfer-encoding"]
         assert events[1:] == [Trailers(1, [(b"trail", b"1")]), End(1)]
-    client = client_engine(keep_spelling=True)
+    client = client_engine()
+    client.keep_spelling(True)
     assert (
         sent(client, head._replace(headers=[(b"new", b"3"), *head.headers]))
         == b"GET / HTTP/1.1\r\nnew: 3\r\nHOST: a\r\nX-a: 1\r\nX-a: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -248,8 +250,11 @@ def test_spelling_changes_nothing_else(path) -> None:
 
     def heads(keep: bool) -> list[Event]:
         if kind == "req":
-            return list(server_engine(keep_spelling=keep).receive(path.read_bytes()))
-        engine = client_engine(keep_spelling=keep)
+            server = server_engine()
+            server.keep_spelling(keep)
+            return list(server.receive(path.read_bytes()))
+        engine = client_engine()
+        engine.keep_spelling(keep)
         asks = ASKS if method == "UPGRADE" else []
         target = b"a:1" if method == "CONNECT" else b"/"
         sent(engine, RequestHead(1, method.encode(), target, [(b"host", b"a"), *asks]), End(1))
