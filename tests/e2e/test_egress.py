@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from examples.stage import Pod, wait_for
 from tests.e2e.mesh import HttpClient, Journal, Mesh, dial, wait_listening
 from tests.e2e.servers.opaque import GREETING
+from tests.e2e.test_resilience import wait_replaced
 
 NGINX = """
 daemon off; master_process off; user root; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -253,6 +255,24 @@ def test_by_address(lab: Lab) -> None:
     finally:
         lab.mesh.drop("ExternalService", "net")
     wait_for(lambda: not lab.greeted(lab.other.ip), "the ExternalService to be gone")
+
+
+def test_without_a_brain_and_with_a_new_worker(lab: Lab) -> None:
+    """What may leave is in the supervisor's store, and names are asked for by the worker."""
+    lab.in_force("deny")
+    brain, workers = lab.agent.pids("brain"), lab.agent.pids("worker")
+    os.kill(brain[0], signal.SIGSTOP)
+    try:
+        os.kill(workers[0], signal.SIGKILL)
+        # Refused while there is no worker, and never let through otherwise.
+        wait_for(lambda: lab.curl("https://named.example/", lab.other.ip), "the worker to be replaced")
+        for _ in range(5):
+            assert lab.curl("https://named.example/", lab.other.ip) == "good named.example\n"
+            assert lab.curl("https://evil.example/", lab.other.ip) == ""
+            assert "EGRESS_DENIED" in lab.curl("http://evil.example/", lab.other.ip)
+    finally:
+        os.kill(brain[0], signal.SIGCONT)
+    wait_replaced(lab.agent, "worker", set(workers))
 
 
 def test_a_change_ends_just_what_it_forbids(lab: Lab) -> None:

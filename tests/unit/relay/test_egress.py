@@ -536,6 +536,33 @@ def test_a_request_under_way_ends_when_it_is_forbidden(started: bool) -> None:
     play(main)
 
 
+def test_a_tunnel_ends_when_it_is_forbidden() -> None:
+    async def main() -> None:
+        world = Called()
+        world.client.peer_sends(
+            b"GET / HTTP/1.1\r\nHost: one.example\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        await turns(10)
+        upstream = world.dialer.open[0].accept()
+        await turns()
+        upstream.peer_sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n")
+        world.client.peer_sends(b"ping")
+        assert upstream.take_sent().endswith(b"ping")
+        world.check(0.5)
+        world.tables.put(MeshShard(outbound_policy="deny", via="x"))
+        world.check(0.5)
+        assert not upstream.closing
+        world.tables.put(dataclasses.replace(ONE, ports=PORTS[:1]))
+        world.check(0.5)
+        assert upstream.was_reset
+        assert world.client.was_reset
+        assert world.recorder.entries[-1].reason is Reason.EGRESS_DENIED
+        await turns()
+        world.assert_gone()
+
+    play(main)
+
+
 def test_the_next_address_and_the_body_that_waited() -> None:
     async def main() -> None:
         world = Called()
