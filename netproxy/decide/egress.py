@@ -34,7 +34,8 @@ def host_name(text: str) -> str | None:
     name = text.lower().removesuffix(".")
     if not name:
         return None if text else ""
-    if len(name) > _MAX_NAME or not _host_name(name) or name.rpartition(".")[2].isdigit():
+    # Of some letters that are no ASCII the lower case is.
+    if not text.isascii() or len(name) > _MAX_NAME or not _host_name(name) or name.rpartition(".")[2].isdigit():
         return None
     return name
 
@@ -42,7 +43,7 @@ def host_name(text: str) -> str | None:
 def host_of(authority: str) -> str | None:
     """Name in a Host field, whose port is ignored; as `host_name`."""
     host, colon, port = authority.rpartition(":")
-    return host_name(host if colon and (port.isdigit() or not port) else authority)
+    return host_name(host if colon and (port.isdecimal() or not port) else authority)
 
 
 class External(NamedTuple):
@@ -77,7 +78,7 @@ class Permission(NamedTuple):
     name: str = ""
     """The host that is dialled; "": the address that the client dialled."""
     claimed: str = ""
-    """The name in SNI, if that was asked for."""
+    """The name in SNI or Host, where it decided."""
 
 
 UNKNOWN = Permission("unknown")
@@ -85,18 +86,16 @@ UNKNOWN = Permission("unknown")
 K = TypeVar("K")
 
 
-class _Several(dict[K, list[External]]):
-    """Ports by key, in the order in which they win."""
+class _Several(dict[K, list[ServiceKey]]):
+    """ExternalServices by key, in the order in which they win."""
 
-    def add(self, key: K, external: External) -> None:
-        insort(self.setdefault(key, []), external, key=lambda other: other.service)
+    def add(self, key: K, service: ServiceKey) -> None:
+        insort(self.setdefault(key, []), service)
 
     def remove(self, key: K, service: ServiceKey) -> None:
-        left = [other for other in self.get(key, ()) if other.service != service]
-        if left:
-            self[key] = left
-        else:
-            self.pop(key, None)
+        self[key].remove(service)
+        if not self[key]:
+            del self[key]
 
 
 class Egress:
@@ -106,11 +105,11 @@ class Egress:
         self.shards: dict[ServiceKey, ExternalShard] = {}
         self._ports: dict[tuple[ServiceKey, int], External] = {}
         self._vips: dict[str, tuple[ServiceKey, str]] = {}
-        self._named: _Several[tuple[str, int]] = _Several()
+        self._named: _Several[str] = _Several()
         self._known: dict[tuple[int, str], int] = {}
         """How many can be called by a name, by port and protocol."""
-        self._networks: _Several[tuple[int, int, int, int]] = _Several()
-        """By IP version, length of the prefix, prefix, port."""
+        self._networks: _Several[tuple[int, int, int]] = _Several()
+        """By IP version, length of the prefix, prefix."""
         self._lengths: dict[tuple[int, int], int] = {}
         """How many networks there are, by IP version and length of the prefix."""
         self._order: list[tuple[int, int]] = []
@@ -126,13 +125,14 @@ class Egress:
             for vip in host.vips:
                 self._vips[vip] = (key, host.name)
         for spec in shard.ports:
-            external = self._ports[key, spec.port] = External(key, shard, spec)
-            for where in _networks(shard, spec):
-                self._networks.add(where, external)
-                self._lengths[where[:2]] = self._lengths.get(where[:2], 0) + 1
-            for name in _names(shard, spec):
-                self._named.add(name, external)
-                self._known[spec.port, spec.protocol] = self._known.get((spec.port, spec.protocol), 0) + 1
+            self._ports[key, spec.port] = External(key, shard, spec)
+        for where in _networks(shard):
+            self._networks.add(where, key)
+            self._lengths[where[:2]] = self._lengths.get(where[:2], 0) + 1
+        for name in _names(shard):
+            self._named.add(name, key)
+        for known in _known(shard):
+            self._known[known] = self._known.get(known, 0) + 1
         self._sort()
 
     def drop(self, key: ServiceKey) -> None:
@@ -153,12 +153,13 @@ class Egress:
                     del self._vips[vip]
         for spec in old.ports:
             self._ports.pop((key, spec.port), None)
-            for where in _networks(old, spec):
-                self._networks.remove(where, key)
-                _less(self._lengths, where[:2])
-            for name in _names(old, spec):
-                self._named.remove(name, key)
-                _less(self._known, (spec.port, spec.protocol))
+        for where in _networks(old):
+            self._networks.remove(where, key)
+            _less(self._lengths, where[:2])
+        for name in _names(old):
+            self._named.remove(name, key)
+        for known in _known(old):
+            _less(self._known, known)
 
     # -- questions ----------------------------------------------------------------------------------
 
@@ -180,10 +181,10 @@ class Egress:
         for version, length in self._order:
             if version != address.version:
                 continue
-            prefix = value >> (address.max_prefixlen - length)
-            for external in self._networks.get((version, length, prefix, port), ()):
-                if external.service not in seen:
-                    seen.add(external.service)
+            for service in self._networks.get((version, length, value >> (address.max_prefixlen - length)), ()):
+                external = self._ports.get((service, port))
+                if external is not None and service not in seen:
+                    seen.add(service)
                     yield external
 
     def knows(self, port: int, protocol: str) -> bool:
@@ -207,8 +208,9 @@ class Egress:
             return None
         candidate = name
         while candidate:
-            for external in self._named.get((candidate, port), ()):
-                if external.spec.protocol == protocol:
+            for service in self._named.get(candidate, ()):
+                external = self._ports.get((service, port))
+                if external is not None and external.spec.protocol == protocol:
                     return Permission("name", external, name, name)
             _, dot, parent = candidate.removeprefix("*.").partition(".")
             candidate = f"*.{parent}" if dot else ""
@@ -250,24 +252,29 @@ class Egress:
             return False
         if permission.how == "vip":
             at_vip = self.at_vip(*dst)
-            return at_vip is not None and at_vip.external == now and at_vip.name == permission.name
+            return at_vip is not None and at_vip.external is now and at_vip.name == permission.name
         if permission.how == "network":
             opaque = now.spec.protocol == "tcp"
-            return any(e == now and (opaque or e.fits(permission.claimed)) for e in self.at_address(*dst))
+            return any(e is now and (opaque or e.fits(permission.claimed)) for e in self.at_address(*dst))
         return now.has(permission.name)
 
 
-def _names(shard: ExternalShard, spec: ExternalPort) -> Iterator[tuple[str, int]]:
-    if spec.protocol != "tcp":
-        for name in {host.name for host in shard.hosts}:
-            yield name, spec.port
+def _names(shard: ExternalShard) -> set[str]:
+    return {host.name for host in shard.hosts}
 
 
-def _networks(shard: ExternalShard, spec: ExternalPort) -> Iterator[tuple[int, int, int, int]]:
-    for cidr in set(shard.networks):
+def _known(shard: ExternalShard) -> set[tuple[int, str]]:
+    """Ports where a name can be claimed, and how."""
+    return {(spec.port, spec.protocol) for spec in shard.ports if shard.hosts and spec.protocol != "tcp"}
+
+
+def _networks(shard: ExternalShard) -> set[tuple[int, int, int]]:
+    found: set[tuple[int, int, int]] = set()
+    for cidr in shard.networks:
         network = ipaddress.ip_network(cidr, strict=False)
         prefix = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
-        yield network.version, network.prefixlen, prefix, spec.port
+        found.add((network.version, network.prefixlen, prefix))
+    return found
 
 
 def _less(counts: dict[K, int], key: K) -> None:
