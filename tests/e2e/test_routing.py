@@ -292,3 +292,11 @@ def test_an_http_request_on_a_port_of_a_tcp_route_is_not_looked_at(lab: Lab) -> 
         sock.sendall(request)
         with sock.makefile("rb") as file:
             assert file.read(len(GREETING) + len(request)) == GREETING + request
+
+
+@pytest.mark.parametrize(("service", "status"), [("matching", b"200"), ("exact", b"404"), ("order", b"404")])
+def test_connect_has_no_path(lab: Lab, service: str, status: bytes) -> None:
+    """Only the prefix / is for it."""
+    with dial(lab.client, lab.vips[service], 80) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"CONNECT one.example:80 HTTP/1.1\r\nhost: one.example:80\r\n\r\n")
+        assert file.readline().split()[1] == status
