@@ -50,6 +50,7 @@ PLAIN_PAYLOAD = 512
 """Of who speaks no EDNS (RFC 1035 section 4.2.1)."""
 MAX_MESSAGE = 65535
 HEADER = 12
+_MAX_WHY = 200
 
 _IN = dns.rdataclass.IN
 _QR = 0x80
@@ -99,7 +100,7 @@ class Question:
         response = _response(self.message)
         response.set_rcode(rcode)
         if why and response.edns >= 0:
-            said = dns.edns.EDEOption(dns.edns.EDECode(code), why)
+            said = dns.edns.EDEOption(dns.edns.EDECode(code), why[:_MAX_WHY])
             response.use_edns(0, 0, MAX_PAYLOAD, options=[said])
         return response.to_wire(max_size=min(self.payload, MAX_PAYLOAD), prefer_truncation=True)
 

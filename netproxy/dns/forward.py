@@ -9,6 +9,7 @@ gives way to the next. The sockets are marked, so no query of ours is steered ba
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -88,7 +89,9 @@ class Forwarder:
                 failed = f"{resolver} did not answer in time"
             except UpstreamError as exc:
                 failed = exc.detail
-            except (OSError, ValueError, EOFError) as exc:
+            except OSError as exc:
+                failed = f"{resolver}: {os.strerror(exc.errno) if exc.errno else exc}"
+            except (ValueError, EOFError) as exc:
                 failed = f"{resolver}: {exc}"
             else:
                 if answer[3] & 0xF not in _FAILED or number + 1 == len(tries) or tries[number + 1] == resolver:

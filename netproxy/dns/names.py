@@ -43,10 +43,10 @@ class Answer(NamedTuple):
 
     name: str
     exists: bool = True
-    addresses: Sequence[str] = ()
-    services: Sequence[Service] = ()
-    pointers: Sequence[str] = ()
-    additional: Sequence[str] = ()
+    addresses: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
+    pointers: tuple[str, ...] = ()
+    additional: tuple[str, ...] = ()
 
 
 class _Entry:
@@ -60,20 +60,20 @@ class _Entry:
         self.canonical = canonical
         found = list(dict.fromkeys(addresses))
         self.addresses = {
-            4: [address for address in found if ":" not in address],
-            6: [address for address in found if ":" in address],
+            4: tuple(address for address in found if ":" not in address),
+            6: tuple(address for address in found if ":" in address),
         }
         self.ports = ports
         self.rotates = rotates
         self.turn = 0
 
-    def of_family(self, family: int) -> Sequence[str]:
+    def of_family(self, family: int) -> tuple[str, ...]:
         found = self.addresses[family]
         if not self.rotates or len(found) < 2:
             return found
         self.turn += 1
         first = self.turn % len(found)
-        return [*found[first:], *found[:first]][:MAX_ADDRESSES]
+        return (found[first:] + found[:first])[:MAX_ADDRESSES]
 
 
 class Names:
@@ -189,7 +189,7 @@ class Names:
         if port:
             return self._service(entry, port, kind, families)
         wanted = {"A": (4,), "AAAA": (6,), "ANY": (4, 6)}.get(kind, ())
-        found: Sequence[str] = ()
+        found: tuple[str, ...] = ()
         for family in wanted:
             # ANY gets one set of records, not all (RFC 8482 section 4.1).
             found = found or (entry.of_family(family) if family in families else ())
@@ -212,8 +212,8 @@ class Names:
             return Answer(entry.canonical, exists=False)
         if kind not in ("SRV", "ANY"):
             return Answer(entry.canonical)
-        additional = [address for family in sorted(families) for address in entry.of_family(family)]
-        services = [Service(number, entry.canonical) for number in numbers]
+        additional = tuple(address for family in sorted(families) for address in entry.of_family(family))
+        services = tuple(Service(number, entry.canonical) for number in numbers)
         return Answer(entry.canonical, services=services, additional=additional if services else ())
 
     def _pointer(self, labels: list[str], kind: RecordType) -> Answer | None:

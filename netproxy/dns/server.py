@@ -31,6 +31,8 @@ from .names import Names
 MAX_STREAMS = 64
 MAX_PIPELINED = 16
 IDLE_S = 10.0
+_HIGH_WATER = 16 * 1024
+"""Octets of answers that a connection does not take, until it is not read either."""
 _BATCH = 16
 """Datagrams read in one turn of the loop: an answer takes 0.2 ms."""
 
@@ -154,12 +156,13 @@ class DnsServer:
     # -- queries ------------------------------------------------------------------------------------
 
     def _receive(self, wire: bytes, workload: WorkloadKey, *, stream: bool) -> Outcome:
-        """What is to be done with a query; said about it in the metrics is here what needs no one else."""
+        """What is to be done with a query. Counts it, unless it is to be forwarded."""
         shard = self._names.workload(workload)
         if shard is None:
             # Its shard comes before its listeners. It was just removed.
-            return Outcome(dropped="unknown workload")
-        outcome = self._responder.receive(wire, shard, self._families(workload), stream=stream)
+            outcome = Outcome(dropped="unknown workload")
+        else:
+            outcome = self._responder.receive(wire, shard, self._families(workload), stream=stream)
         if outcome.dropped:
             self._count("dns_dropped", detail=outcome.dropped)
         elif outcome.forward is None:
@@ -202,6 +205,7 @@ class DnsServer:
         except OSError:
             sock.close()
             return
+        writer.transport.set_write_buffer_limits(_HIGH_WATER)
         places = asyncio.Semaphore(MAX_PIPELINED)
         under_way: set[asyncio.Task[None]] = set()
         draining = asyncio.get_running_loop().create_task(self._draining.wait())
@@ -214,6 +218,8 @@ class DnsServer:
                 task = asyncio.get_running_loop().create_task(self._reply(outcome, workload, writer, places))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
+                if writer.is_closing():
+                    break  # it takes no answers; what it sent is in our buffer still
             if under_way:
                 await asyncio.wait(under_way)
             writer.close()
