@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..config.shard import AccessLog
 from ..errors import Reason
@@ -77,6 +77,24 @@ class Entry:
     """Of a refusal: what was against it."""
     request: Request | None = None
 
+    def who(self, node: str) -> Who:
+        return Who(
+            node, self.parties, self.security, self.workload, self.endpoint, self.principal, self.rule, self.original
+        )
+
+
+class Who(NamedTuple):
+    """Of an entry, what is the same for many: see there."""
+
+    node: str
+    parties: Parties
+    security: str
+    workload: str
+    endpoint: str
+    principal: str
+    rule: str
+    original: str
+
 
 class Lines(Protocol):
     """Where lines go; never blocks, drops and counts what it can't take."""
@@ -133,103 +151,118 @@ class AccessLogger:
 
 def render(entry: Entry, node: str, began: float) -> bytes:
     """The line, with its end. `began`: Unix time."""
-    line = _line(entry, node, began, _MAX_FULL)
-    return line if len(line) <= MAX_LINE else _line(entry, node, began, _MAX_SHORT)
+    line = _line(entry, began, _who_and_where(entry.who(node)), _MAX_FULL)
+    if len(line) > MAX_LINE:
+        line = _line(entry, began, _fixed(entry.who(node), _MAX_SHORT), _MAX_SHORT)
+    return line
 
 
 _MAX_FULL = 6 * MAX_TARGET
 
 
-def _line(entry: Entry, node: str, began: float, limit: int) -> bytes:
-    parties, request, info = entry.parties, entry.request, entry.reason.info
+class Fixed(NamedTuple):
+    """Pieces of a line that are the same for many requests."""
+
+    head: str
+    source: str
+    rest: str
+    cut: tuple[str, ...]
+
+
+def _fixed(who: Who, limit: int) -> Fixed:
     cut: list[str] = []
 
-    def text(name: str, value: str) -> str:
-        out = quoted(value)
-        if len(out) > limit:
-            cut.append(name)
-            # A character is up to twelve octets when it is escaped.
-            size = next(n for n in (limit, limit // 2, limit // 12) if len(quoted(value[: n - 5])) <= limit - 3)
-            out = quoted(value[: size - 5] + _MARK)
-        return f'"{name}":{out}'
+    def members(pairs: tuple[tuple[str, str], ...]) -> str:
+        return ",".join(f'"{name}":{_text(name, value, limit, cut)}' for name, value in pairs if value)
 
-    def field(name: str, value: bytes, most: int = MAX_VALUE) -> str:
-        if len(value) > most:
-            cut.append(name)
-            return text(name, value[:most].decode("utf-8", "backslashreplace") + _MARK)
-        return text(name, value.decode("utf-8", "backslashreplace"))
+    parties = who.parties
+    head = members((("node", who.node), ("reporter", parties.reporter), ("workload", who.workload)))
+    source = members((("workload", parties.source_workload), ("principal", parties.source_principal)))
+    destination = members(
+        (
+            ("workload", parties.destination_workload),
+            ("principal", who.principal),
+            ("service", parties.destination_service),
+            ("address", who.endpoint),
+        )
+    )
+    where = members((("tls", who.security), ("original_destination", who.original), ("route_name", who.rule)))
+    return Fixed(head, source, f'"destination":{{{destination}}},{where}', tuple(cut))
 
-    def party(name: str, *pairs: tuple[str, str]) -> str:
-        return f'"{name}":{{{",".join(text(key, value) for key, value in pairs if value)}}}'
 
-    out = [
-        f'"start_time":"{_rfc3339(began)}"',
-        text("node", node),
-        f'"reporter":"{parties.reporter}"',
-        text("workload", entry.workload),
-        f'"protocol":"{"TCP" if request is None else "HTTP/1.1"}"',
-    ]
-    if request is not None:
-        if request.method:
-            out.append(field("method", request.method))
-            out.append(field("path", request.target, MAX_TARGET))
-        if request.authority:
-            out.append(field("authority", request.authority))
+@functools.lru_cache(2048)
+def _who_and_where(who: Who) -> Fixed:
+    return _fixed(who, _MAX_FULL)
+
+
+def _text(name: str, value: str, limit: int, cut: list[str]) -> str:
+    """Quoted, at most `limit` octets."""
+    out = quoted(value)
+    if len(out) <= limit:
+        return out
+    cut.append(name)
+    # A character is up to twelve octets when it is escaped.
+    size = next(n for n in (limit, limit // 2, limit // 12) if len(quoted(value[: n - 5])) <= limit - 3)
+    return quoted(value[: size - 5] + _MARK)
+
+
+def _octets(name: str, value: bytes, most: int, limit: int, cut: list[str]) -> str:
+    """Quoted, at most `most` octets of `value`, and so on."""
+    if len(value) > most:
+        cut.append(name)
+        return _text(name, value[:most].decode("utf-8", "backslashreplace") + _MARK, limit, cut)
+    return _text(name, value.decode("utf-8", "backslashreplace"), limit, cut)
+
+
+def _line(entry: Entry, began: float, fixed: Fixed, limit: int) -> bytes:
+    request, info = entry.request, entry.reason.info
+    cut = list(fixed.cut)
+    out = [f'{{"start_time":"{_rfc3339(began)}",{fixed.head}']
+    details = info.details
+    if request is None:
+        out.append('"protocol":"TCP"')
+        if entry.reason is Reason.OK:
+            details = ""
+    else:
+        out.append('"protocol":"HTTP/1.1"')
+        for name, value, most in (
+            ("method", request.method, MAX_VALUE),
+            ("path", request.target, MAX_TARGET),
+            ("authority", request.authority, MAX_VALUE),
+            ("request_id", request.request_id, MAX_VALUE),
+            ("user_agent", request.user_agent, MAX_VALUE),
+            ("x_forwarded_for", request.forwarded_for, MAX_VALUE),
+        ):
+            if value:
+                out.append(f'"{name}":{_octets(name, value, most, limit, cut)}')
         if request.status:
             out.append(f'"response_code":{request.status}')
-    out.append(f'"response_flags":"{info.flag}"')
-    if request is not None or entry.reason is not Reason.OK:
-        details = info.details
-        if request is not None and request.responded:
+        if request.responded:
             details = details.replace("_before_", "_after_")
+    if details:
         out.append(f'"response_code_details":"{details}"')
-    out.append(f'"reason":"{entry.reason.name}"')
-    if entry.detail:
-        out.append(field("detail", entry.detail.encode("utf-8", "surrogateescape"), MAX_DETAIL))
-    out.append(f'"bytes_received":{entry.moved[0]},"bytes_sent":{entry.moved[1]}')
-    out.append(f'"duration_ms":{entry.duration_s * 1e3:.3f}')
+    out.append(
+        f'"response_flags":"{info.flag}","reason":"{entry.reason.name}","bytes_received":{entry.moved[0]},'
+        f'"bytes_sent":{entry.moved[1]},"duration_ms":{entry.duration_s * 1e3:.3f}'
+    )
     if request is not None:
         if request.connect_s >= 0:
             out.append(f'"upstream_connect_ms":{request.connect_s * 1e3:.3f}')
         if request.head_s >= 0:
             out.append(f'"response_head_ms":{request.head_s * 1e3:.3f}')
         if request.attempts:
-            out.append(f'"upstream_request_attempt_count":{request.attempts}')
-            out.append(f'"upstream_connection_reused":{"true" if request.reused else "false"}')
-    out.append(f'"tls":"{entry.security}"')
-    out.append(
-        party(
-            "source",
-            ("workload", parties.source_workload),
-            ("principal", parties.source_principal),
-            ("address", entry.client),
-        )
-    )
-    out.append(
-        party(
-            "destination",
-            ("workload", parties.destination_workload),
-            ("principal", entry.principal),
-            ("service", parties.destination_service),
-            ("address", entry.endpoint),
-        )
-    )
-    if entry.original:
-        out.append(text("original_destination", entry.original))
-    if entry.rule:
-        out.append(text("route_name", entry.rule))
+            reused = "true" if request.reused else "false"
+            out.append(f'"upstream_request_attempt_count":{request.attempts},"upstream_connection_reused":{reused}')
+    if entry.detail:
+        detail = _octets("detail", entry.detail.encode("utf-8", "surrogateescape"), MAX_DETAIL, limit, cut)
+        out.append(f'"detail":{detail}')
     if entry.decided_by:
-        out.append(text("decided_by", entry.decided_by))
-    if request is not None:
-        if request.request_id:
-            out.append(field("request_id", request.request_id))
-        if request.user_agent:
-            out.append(field("user_agent", request.user_agent))
-        if request.forwarded_for:
-            out.append(field("x_forwarded_for", request.forwarded_for))
+        out.append(f'"decided_by":{_text("decided_by", entry.decided_by, limit, cut)}')
+    # Addresses are the kernel's, and need no escape.
+    out.append(f'"source":{{{fixed.source},"address":"{entry.client}"}},{fixed.rest}')
     if cut:
         out.append(f'"cut":[{",".join(map(quoted, dict.fromkeys(cut)))}]')
-    return f"{{{','.join(out)}}}\n".encode("ascii")
+    return f"{','.join(out)}}}\n".encode("ascii")
 
 
 def _rfc3339(at: float) -> str:

@@ -45,6 +45,7 @@ from ..codec.events import (
 from ..codec.h1 import H1Limits, H1Server, server_engine
 from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
+from ..observe.record import Parties
 from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .egress import NEXT_AFTER, Targets, http_permission
@@ -261,12 +262,11 @@ class HttpConnection:
         status = status or reason.info.status
         self.answer(reason, detail, "", (), status=status)
         numbers = (self.services.now() - started, 0, 0)
-        self.services.recorder.request(
-            parties(self.facts, self.services, None), security(self.facts, None), status, reason, numbers
-        )
+        who = (parties(self.facts, self.services, None), security(self.facts, None))
+        self.services.recorder.request(*who, status, reason, numbers)
         if self.services.access.on:
             ended = Ended(reason, detail, numbers[0], (0, 0), status)
-            log_request(self.services, self.facts, None, None, request_id=b"", ended=ended)
+            log_request(self.services, self.facts, None, who=who, head=None, request_id=b"", ended=ended)
         self.linger()
 
     # -- for the exchange ---------------------------------------------------------------------------
@@ -819,15 +819,10 @@ class Exchange:
             self._choice.endpoint.outstanding -= 1
         facts = self._connection.facts
         duration_s = self._services.now() - self._started
-        self._services.recorder.request(
-            parties(facts, self._services, self._choice),
-            security(facts, self._choice),
-            self._status,
-            reason,
-            (duration_s, self._moved_in, self._moved_out),
-        )
+        who = (parties(facts, self._services, self._choice), security(facts, self._choice))
+        self._services.recorder.request(*who, self._status, reason, (duration_s, self._moved_in, self._moved_out))
         if self._services.access.on:
-            self._log(reason, duration_s, detail, decided_by)
+            self._log(who, reason, duration_s, (detail, decided_by))
         if reset:
             self._connection.stream.abort()
         elif self._tunnel:
@@ -836,10 +831,10 @@ class Exchange:
         elif reason is not Reason.DOWNSTREAM_CLOSED:
             self._connection.exchange_done(must_close=must_close)
 
-    def _log(self, reason: Reason, duration_s: float, detail: str, decided_by: str) -> None:
+    def _log(self, who: tuple[Parties, str], reason: Reason, duration_s: float, why: tuple[str, str]) -> None:
         ended = Ended(
             reason,
-            detail,
+            why[0],
             duration_s,
             (self._moved_in, self._moved_out),
             self._status,
@@ -848,9 +843,15 @@ class Exchange:
             self._reused,
             self._connected_at - self._started if self._connected_at else -1.0,
             self._head_at - self._started if self._head_at else -1.0,
-            decided_by,
+            why[1],
         )
         request_id = next((value for name, value in self._sent_head.headers if name == b"x-request-id"), b"")
         log_request(
-            self._services, self._connection.facts, self._head, self._choice, request_id=request_id, ended=ended
+            self._services,
+            self._connection.facts,
+            self._choice,
+            who=who,
+            head=self._head,
+            request_id=request_id,
+            ended=ended,
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..codec.events import Headers, RequestHead
+from ..codec.events import RequestHead
 from ..decide.route import Choice
 from ..errors import Reason
 from ..observe.access import Entry, Request
 from ..observe.record import Parties
 from .exchange import origin_form
-from .facts import parties, security
 from .services import Facts, Services
 
 
@@ -33,31 +32,34 @@ class Ended(NamedTuple):
 def log_request(
     services: Services,
     facts: Facts,
-    head: RequestHead | None,
     choice: Choice | None,
     *,
+    who: tuple[Parties, str],
+    head: RequestHead | None,
     request_id: bytes,
     ended: Ended,
 ) -> None:
     """`head`: as it came, None when it never was complete. `request_id`: as it went on."""
     if not services.access.wants(ended.reason, ended.status, ended.duration_s, request_id):
         return
-    entry = _entry(services, facts, choice, ended.reason, ended.detail)
-    entry.duration_s, entry.moved, entry.decided_by = ended.duration_s, ended.moved, ended.decided_by
-    request = Request(b"", b"")
     if head is not None:
         target, authority = origin_form(head.target)
-        request = Request(
-            head.method,
-            target,
-            authority or _value(head.headers, b"host"),
-            request_id,
-            _value(head.headers, b"user-agent"),
-            _value(head.headers, b"x-forwarded-for"),
-        )
+        request = Request(head.method, target, authority, request_id)
+        for name, value in head.headers:
+            if name == b"host":
+                request.authority = request.authority or value
+            elif name == b"user-agent":
+                request.user_agent = value
+            elif name == b"x-forwarded-for":
+                # Several fields are one list (RFC 9110 section 5.3).
+                request.forwarded_for += b"," + value if request.forwarded_for else value
+    else:
+        request = Request(b"", b"")
     request.status, request.responded = ended.status, ended.responded
     request.attempts, request.reused = ended.attempts, ended.reused
     request.connect_s, request.head_s = ended.connect_s, ended.head_s
+    entry = _entry(facts, choice, who, ended.reason, ended.detail)
+    entry.duration_s, entry.moved, entry.decided_by = ended.duration_s, ended.moved, ended.decided_by
     entry.request = request
     services.access.log(entry)
 
@@ -66,26 +68,26 @@ def log_connection(
     services: Services,
     facts: Facts,
     choice: Choice | None,
+    *,
+    who: tuple[Parties, str],
     reason: Reason,
     detail: str = "",
-    *,
     moved: tuple[int, int] = (0, 0),
 ) -> None:
     """An opaque connection at its end, or one that was refused."""
     duration_s = services.now() - facts.began if facts.began else 0.0
     if services.access.wants(reason, 0, duration_s):
-        entry = _entry(services, facts, choice, reason, detail)
+        entry = _entry(facts, choice, who, reason, detail)
         entry.duration_s, entry.moved = duration_s, moved
         services.access.log(entry)
 
 
-def _entry(services: Services, facts: Facts, choice: Choice | None, reason: Reason, detail: str) -> Entry:
-    who: Parties = parties(facts, services, choice)
+def _entry(facts: Facts, choice: Choice | None, who: tuple[Parties, str], reason: Reason, detail: str) -> Entry:
     endpoint = choice.endpoint if choice is not None else None
     principal = facts.shard.identity if facts.inbound else endpoint.endpoint.identity if endpoint is not None else ""
     return Entry(
-        parties=who,
-        security=security(facts, choice),
+        parties=who[0],
+        security=who[1],
         workload=facts.workload,
         reason=reason,
         detail=detail,
@@ -97,8 +99,3 @@ def _entry(services: Services, facts: Facts, choice: Choice | None, reason: Reas
         principal=principal,
         rule=choice.rule if choice is not None else "",
     )
-
-
-def _value(headers: Headers, name: bytes) -> bytes:
-    """Of a field that came several times all values, as one list (RFC 9110 section 5.3)."""
-    return b",".join(value for key, value in headers if key == name)

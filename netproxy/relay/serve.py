@@ -273,7 +273,7 @@ class Server:
         self._services.recorder.connection_opened(who, secure)
         self._services.recorder.connection_closed(who, secure, reason, (0, 0))
         if self._services.access.on:
-            log_connection(self._services, facts, choice, reason, detail)
+            log_connection(self._services, facts, choice, who=(who, secure), reason=reason, detail=detail)
 
     def _refuse(self, sock: socket.socket, facts: Facts, reason: Reason, detail: str = "") -> None:
         self._count(facts, reason, detail=detail)

@@ -132,7 +132,8 @@ class TcpRelay:
         moved = (self._down.moved, self._up.moved)
         self._services.recorder.connection_closed(self._parties, self._security, reason, moved)
         if self._services.access.on:
-            log_connection(self._services, self._facts, self._choice, reason, moved=moved)
+            who = (self._parties, self._security)
+            log_connection(self._services, self._facts, self._choice, who=who, reason=reason, moved=moved)
         for side in (self._down, self._up):
             if reason is Reason.OK:
                 # Each peer has said its last; what is still queued (the final octets, our FIN) goes out first.
