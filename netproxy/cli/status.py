@@ -43,13 +43,13 @@ def _print(found: dict[str, Any]) -> None:
         out.print(f"[red]state can't be written: {found['state_error']}[/]")
     log = found["access_log"]
     dropped = ", ".join(f"{n} lost ({reason})" for reason, n in log["dropped"].items())
-    target = "standard output" if log["target"] == STDOUT else log["target"]
+    target = "standard output" if log["target"] == STDOUT else escape(log["target"])
     out.print(
         f"log level {found['log_level']}, access log to {target}: {counted(log['written'], 'line')} written"
         f"{f', [yellow]{dropped}[/]' if dropped else ''}"
     )
     if log["error"]:
-        out.print(f"[red]access log not opened anew: {log['error']}; what was open stays in use[/]")
+        out.print(f"[red]access log not opened anew: {escape(log['error'])}; what was open stays in use[/]")
     workloads = Table("workload", "state", "steering", "policy", "addresses", "identity", "certificate", "detail")
     for item in found["workloads"]:
         expires = item["certificate_not_after"]

@@ -177,6 +177,12 @@ def test_rotation_loses_no_line(logged: Logged) -> None:
     sent = len(served) + sum(attempt.torn for attempt in served)
     wait_for(lambda: len(lines_of(*moved, file)) - begun >= sent, "all lines")
     assert len(lines_of(*moved, file)) - begun == sent
+    # An upgrade keeps it.
+    (old,) = agent.pids("worker")
+    os.kill(agent.process.pid, signal.SIGUSR2)
+    wait_for(lambda: is_replaced(agent, old), "a new worker")
+    assert get(logged.client, WEB, "/upgraded").status == 200
+    logged.wait(0, path="/upgraded")
     # Where it can't be opened anew, what is open stays in use.
     file.rename(file.with_suffix(".last"))
     file.mkdir()

@@ -18,8 +18,9 @@ import yaml
 from typer.testing import CliRunner
 
 from netproxy import __version__
-from netproxy.cli import app, check, clean
+from netproxy.cli import app, check, clean, run
 from netproxy.cli.options import default_node, node_name
+from netproxy.settings import NodeSettings
 from redirect import Observed, Removed
 from redirect.plan import Table
 from redirect.probe import Probe
@@ -248,6 +249,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     answer = b""
     code = 200
 
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
     def do_GET(self) -> None:
         self.send_response(self.code)
         self.send_header("content-length", str(len(self.answer)))
@@ -301,6 +306,8 @@ def test_status(cli: CliRunner, tmp_path: Path, output: str) -> None:
             "[/odd]",
             "because",
             "web.yaml:1: broken",
+            "log level info",
+            "7 lost (ENOSPC)",
         ):
             assert text in found.stdout
     else:
@@ -319,6 +326,105 @@ def test_status_of_an_agent_that_answers_nonsense(cli: CliRunner, tmp_path: Path
     assert found.exit_code == 1
     assert "netproxy: " in found.stderr
     assert "Traceback" not in found.output
+
+
+def test_status_says_where_the_access_log_could_not_be_opened(cli: CliRunner, tmp_path: Path) -> None:
+    log = {"target": "/log", "error": "/log[x]: Is a directory", "written": 0, "dropped": {}}
+    with agent(tmp_path, json.dumps({**STATUS, "access_log": log}).encode()):
+        assert "/log[x]: Is a directory; what was open stays" in cli.invoke(app, status_args(tmp_path)).stdout
+
+
+# --- run
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--access-log", "{}/none/log"], "none/log: No such file or directory"),
+        (["--access-log", "{}"], ": Is a directory"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--node", "UPPER"], "UPPER"),
+        (["--workers", "0"], "--workers"),
+        (["-f", "{}/none"], "none"),
+    ],
+)
+def test_run_with_what_it_cant_use(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], said: str
+) -> None:
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run.os, "execv", lambda *_: pytest.fail("it was started"))
+    found = cli.invoke(app, ["run", "-f", str(BOOKSHOP), *(word.format(tmp_path) for word in more)])
+    assert found.exit_code == 2, found.output
+    assert said in found.stderr
+    assert "Traceback" not in found.output
+
+
+def test_run_takes_its_options_to_the_supervisor(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run.os, "execv", lambda _path, argv: started.append(argv))
+    for options in ([], ["--access-log", "log", "--log-level", "debug"]):
+        assert cli.invoke(app, ["run", "-f", str(BOOKSHOP), *options]).exit_code == 0
+    plain, other = (NodeSettings.from_json(argv[-1]) for argv in started)
+    assert (plain.access_log, plain.log_level) == ("-", "info")
+    assert (other.access_log, other.log_level) == (str(tmp_path / "log"), "debug")
+
+
+# --- config-dump, log-level
+
+
+def dumped(key: str, version: str, held: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    return {"key": key, "version": version, "held": held, "body": body}
+
+
+PORT = {"port": 80, "protocol": "http", "endpoints": [{"ready": True}, {"ready": False}]}
+DUMP = {
+    "shards": [
+        dumped("mesh", "v1", "v1", {"outbound_policy": "deny"}),
+        dumped("service/shop/web", "v2", "v1", {"vips": ["240.240.0.1"], "ports": [PORT]}),
+        dumped("workload/shop/web-1", "v3", "", {"addresses": ["10.0.0.1"], "mtls": "STRICT", "local": True}),
+        dumped("external/shop/far", "v4", "v4", {"hosts": [{"name": "far.example"}], "networks": []}),
+        dumped("svid/spiffe://x", "", "v5", None),
+    ]
+}
+
+
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+def test_config_dump(cli: CliRunner, tmp_path: Path, output: str) -> None:
+    with agent(tmp_path, json.dumps(DUMP).encode()):
+        found = cli.invoke(app, ["config-dump", *status_args(tmp_path, "-o", output)[1:]])
+    assert found.exit_code == 0, found.output
+    if output == "table":
+        for text in ("shop/web", "240.240.0.1 80/http 1/2 ready", "10.0.0.1 STRICT, local", "far.example", "nothing"):
+            assert text in found.stdout
+        assert "of a brain before this one" in found.stdout
+        assert "outbound policy deny" in found.stdout
+    else:
+        assert (json.loads if output == "json" else yaml.safe_load)(found.stdout) == DUMP
+
+
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+def test_log_level(cli: CliRunner, tmp_path: Path, output: str) -> None:
+    with agent(tmp_path, b'{"level": "debug"}'):
+        for level in ([], ["debug"]):
+            found = cli.invoke(app, ["log-level", *level, *status_args(tmp_path, "-o", output)[1:]])
+            assert found.exit_code == 0, found.output
+            told = found.stdout.strip()
+            if output != "table":
+                told = (json.loads if output == "json" else yaml.safe_load)(told)["level"]
+            assert told == "debug"
+
+
+@pytest.mark.parametrize("verb", ["config-dump", "log-level"])
+def test_an_agent_that_says_no(cli: CliRunner, tmp_path: Path, verb: str) -> None:
+    found = cli.invoke(app, [verb, *status_args(tmp_path)[1:]])
+    assert (found.exit_code, "no answer on" in found.stderr) == (1, True)
+    with agent(tmp_path, b'{"error": "no service is called none"}', 404):
+        found = cli.invoke(app, [verb, *status_args(tmp_path)[1:]])
+    assert (found.exit_code, found.stderr) == (1, "netproxy: no service is called none\n")
 
 
 # --- clean
