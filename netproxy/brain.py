@@ -205,7 +205,7 @@ class Brain:
         await self.certificates.want({item.identity for item in snapshot.local_workloads}, snapshot.mesh.trust_domain)
         await self._look(snapshot)
         self._publish(snapshot)
-        await self.workloads.want(snapshot.local_workloads, tuple(snapshot.vip_networks))
+        await self.workloads.want(snapshot.local_workloads, tuple(snapshot.vip_networks), snapshot.steering)
         if not self._took_over:
             self._took_over = True
             await self.workloads.take_over(self.children["attached"])
@@ -286,16 +286,15 @@ class Brain:
         pods = self.workloads.pods
         return Condition(
             node=self.settings.node,
-            steering={
-                key: ("nftables", pod.want.failure_policy, pod.state) for key, pod in self.workloads.pods.items()
-            },
+            steering={key: (pod.mechanism or "none", pod.want.failure_policy, pod.state) for key, pod in pods.items()},
             certificates={identity: svid.not_after for identity, svid in self.certificates.svids.items()},
             rejected=len(self.snapshot.rejected) if self.snapshot else 0,
             restarts=self.children.get("restarts", {}),
             processes={(c["role"], c["slot"]): c["state"] == "ready" for c in self.children.get("children", [])},
             config_ok=not self.config_error,
             config_age_s=time.time() - self.applied_at,
-            repairs={key: pod.repairs for key, pod in pods.items()},
+            repairs={key: (pod.repairs, pod.vigil.gap_s, pod.vigil.last_gap_s) for key, pod in pods.items()},
+            unsteered={key: pod.vigil.unsteered.count for key, pod in pods.items() if pod.state == "steered"},
         )
 
     async def config_dump(self, kind: str, name: str) -> dict[str, Any]:
@@ -342,7 +341,7 @@ class Brain:
 
     def status(self) -> dict[str, Any]:
         """For ``netproxy status``; see docs of the CLI."""
-        snapshot = self.snapshot
+        snapshot, choice = self.snapshot, self.workloads.mechanisms.choice
         return {
             "node": self.settings.node,
             "healthy": self.healthy()[0],
@@ -354,6 +353,11 @@ class Brain:
                 "age_s": round(time.time() - self.applied_at, 1),
                 "shards": len(self._versions),
             },
+            "steering": {
+                "wanted": self.workloads.mechanisms.wanted,
+                "mechanism": (choice.mechanism or "none") if choice else "none",
+                "reason": choice.reason if choice else "not tried yet",
+            },
             "processes": self.children.get("children", []),
             "supervisor_pid": self.children.get("pid"),
             "restarts": self.children.get("restarts", {}),
@@ -362,8 +366,16 @@ class Brain:
                     "workload": key,
                     "state": pod.state,
                     "detail": pod.detail,
-                    "steering": "nftables" if pod.state == "steered" else "none",
+                    "steering": (pod.mechanism or "none") if pod.state == "steered" else "none",
                     "failure_policy": pod.want.failure_policy,
+                    "policy_in_force": self.workloads.policy_in_force(pod),
+                    "steering_note": pod.undropped,
+                    "last_gap_s": round(pod.vigil.last_gap_s, 3),
+                    "unsteered_connections": {
+                        "count": pod.vigil.unsteered.count,
+                        "first": [item._asdict() for item in pod.vigil.unsteered.shown],
+                        "complete": pod.vigil.unsteered.complete,
+                    },
                     "families": sorted(pod.dial_families),
                     "steered_families": sorted(pod.families),
                     "repairs": pod.repairs,

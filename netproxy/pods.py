@@ -7,8 +7,8 @@ thing::
        ^_____________ namespace gone, workload removed (rules off first) ______________________________|
 
 What goes wrong on the way leads to ``failed``, which is tried again; under failure policy ``closed`` the rules are put
-there even so, and refuse what has no listener. Steered ones are looked at again and again: rules that somebody flushed
-are put back, and counted.
+there even so, and refuse what has no listener. Steered ones are watched (`steering`): rules that somebody flushed are
+put back, and counted.
 
 Order: listeners before rules; rules off before listeners. A part of the brain.
 """
@@ -22,26 +22,28 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from redirect import Ports, RedirectError, Steering, dialable, reachable, remove, steer
+from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
 from redirect.netns import open_netns
+from redirect.probe import Wanted
+from redirect.unsteered import Unsteered, unsteered
 
 from .addr import SpiffeId
-from .config.snapshot import LocalWorkload
+from .config.snapshot import LocalWorkload, Traffic
 from .errors import IdentityError, NetproxyError
 from .journal import Journal
-from .log import log
+from .log import WARNING, log
 from .settings import NodeSettings
+from .steering import Looks, Mechanisms, Vigil, scope_of
 
 RECONCILE_S = 0.2
 """A deleted namespace is noticed within this; its veth stays until we let go."""
 _RETRY_S = 0.5
-_CHECK_S = 2.0
-"""Between two looks at what is steered; a look that finds nothing costs 6 to 8 ms."""
-_CHECKS_AT_ONCE = 4
-"""In a turn of `RECONCILE_S`, so at most 160 ms in each second: more than 40 workloads are looked at less often."""
+_CHECK_S = 1.0
+"""Between two questions whether what is steered is unchanged, so that what is changed without an event is put back
+within 2 s. Only one that is not unchanged is looked at."""
 _BRING_UPS = 32
 """Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
 _THREADS = 8
@@ -74,6 +76,12 @@ class Pod:
     retry_at: float = 0.0
     since: float = 0.0
     generation: int = 0
+    mechanism: Mechanism | None = None
+    """Of the rules that are in force."""
+    traffic: Traffic = Traffic()
+    undropped: str = ""
+    """Why rules of before are still there."""
+    vigil: Vigil = field(default_factory=Vigil)
     check_at: float = 0.0
     repairs: int = 0
     failure: str = ""
@@ -120,12 +128,20 @@ class Pods:
         self._executor = ThreadPoolExecutor(_THREADS, "steering")
         self._calls = asyncio.Semaphore(_THREADS)
         self._bring_ups = asyncio.Semaphore(_BRING_UPS)
+        self.mechanisms = Mechanisms()
+        self._looks = Looks()
 
     # -- what is wanted -----------------------------------------------------------------------------
 
-    async def want(self, workloads: Iterable[LocalWorkload], vip_cidrs: tuple[str, ...]) -> None:
+    async def want(
+        self, workloads: Iterable[LocalWorkload], vip_cidrs: tuple[str, ...], steering: Wanted = "auto"
+    ) -> None:
         """These and no others. What is new or changed is brought up by `reconcile`."""
         self.vip_cidrs = vip_cidrs
+        if steering != self.mechanisms.wanted:
+            self.mechanisms.want(steering)
+            for pod in self.pods.values():
+                pod.retry_at = 0.0
         wanted = {f"{item.namespace}/{item.name}": item for item in workloads}
         for key, pod in list(self.pods.items()):
             if key not in wanted or wanted[key].netns != pod.want.netns:
@@ -175,17 +191,27 @@ class Pods:
         """Begin what is to be done. Each workload has a task of its own, at most one at a time."""
         now = time.monotonic()
         for pod in self.pods.values():
-            wanted = (pod.want.failure_policy, self._captures(pod), self.vip_cidrs)
-            if pod.state == "steered" and (pod.policy, pod.dns, pod.vip_cidrs) != wanted:
+            wanted = (pod.want.failure_policy, self._captures(pod), self.vip_cidrs, pod.want.traffic)
+            if pod.state == "steered" and (
+                (pod.policy, pod.dns, pod.vip_cidrs, pod.traffic) != wanted
+                # Nobody has asked yet what can be used, or something else is.
+                or (choice := self.mechanisms.choice) is None
+                or choice.mechanism != pod.mechanism
+            ):
                 pod.set("attaching", "its configuration changed")
         idle = [pod for pod in self.pods.values() if pod.task is None]
         for pod in idle:
             if pod.state != "steered" and now >= pod.retry_at:
                 self._begin(pod, self._bring_up(pod, pod.epoch))
         due = [pod for pod in idle if pod.state == "steered" and now >= pod.check_at]
-        for pod in sorted(due, key=lambda pod: pod.check_at)[:_CHECKS_AT_ONCE]:
+        for pod in sorted(due, key=lambda pod: pod.check_at):
+            if pod.mechanism is not None and pod.vigil.is_unchanged(pod.mechanism, now):
+                pod.vigil.good_at = now
+            elif self._looks.take(now):
+                self._begin(pod, self._check(pod, pod.epoch))
+            else:
+                continue  # its turn comes
             pod.check_at = now + _CHECK_S
-            self._begin(pod, self._check(pod, pod.epoch))
 
     def _begin(self, pod: Pod, work: Coroutine[Any, Any, None]) -> None:
         def ended(_task: asyncio.Task[None]) -> None:
@@ -225,6 +251,7 @@ class Pods:
             if pod.netns_fd < 0 and not await self._open(pod, epoch):
                 return
             async with self._bring_ups:
+                await self.mechanisms.get()
                 pod.families, pod.dial_families = await self._families(pod, epoch)
                 if why := self._link.uncertified(pod.want.identity):
                     raise IdentityError(f"no certificate yet: {why}")
@@ -237,8 +264,12 @@ class Pods:
             pod.set("steered")
             pod.failure = ""
             # Spread over time, so that those which came together are not looked at together.
-            pod.check_at = time.monotonic() + _CHECK_S * (0.5 + self._rng.random())
-            log(f"{key}: steered, families {sorted(pod.dial_families)}, failure policy {pod.policy}")
+            pod.check_at = time.monotonic() + _CHECK_S * self._rng.random()
+            log(
+                f"{key}: steered by {pod.mechanism}, families {sorted(pod.dial_families)}, failure policy {pod.policy}"
+                f"{self.policy_note(pod)}"
+            )
+            await self._begin_vigil(pod, epoch)
         except _Superseded:
             return
         except (RedirectError, NetproxyError, OSError) as exc:
@@ -264,10 +295,11 @@ class Pods:
         try:
             if pod.netns_fd >= 0 and pod.want.failure_policy == "closed":
                 await self._close(pod, epoch)
-            elif pod.netns_fd >= 0 and pod.policy == "closed":
-                # Its policy is open now, and only what we put there for the old one stands in its way.
+            elif pod.netns_fd >= 0 and (pod.policy == "closed" or pod.mechanism not in (None, "nftables")):
+                # Its policy is open now, and only what we put there for the old one stands in its way; or rules of
+                # iptables, which don't go by themselves.
                 await self._inside(pod, epoch, remove, self.settings.node)
-                pod.policy, pod.generation = "", 0
+                pod.policy, pod.generation, pod.mechanism = "", 0, None
         except _Superseded:
             return
         except (RedirectError, OSError) as second:
@@ -298,22 +330,64 @@ class Pods:
         declared = {6 if ":" in address else 4 for address in pod.want.addresses}
         return steered | found | declared, found | declared
 
+    async def _begin_vigil(self, pod: Pod, epoch: int) -> None:
+        """Watch what has been steered. It is looked at once more: what came between the rules and the watch was heard
+        by nobody."""
+        if pod.epoch != epoch:
+            raise _Superseded
+        if pod.vigil.watch is None:
+            pod.vigil.open(pod.netns_fd, lambda: self._heard(pod))
+        pod.vigil.good_at = time.monotonic()
+        await self._check(pod, epoch)
+
+    def _heard(self, pod: Pod) -> None:
+        """The kernel says that something changed there."""
+        pod.check_at = min(pod.check_at, time.monotonic())
+        self._link.wake.set()
+
     async def _check(self, pod: Pod, epoch: int) -> None:
         """Of a steered one: somebody may have flushed rules or routes, or added an address."""
         try:
+            began, mechanism = time.monotonic(), pod.mechanism
+            mark = pod.vigil.begin_look(mechanism) if mechanism is not None else b""
             families, dial_families = await self._families(pod, epoch)
             if pod.state != "steered":
                 return
             if not (families <= pod.families and dial_families <= pod.dial_families):
                 pod.set("attaching", "it has an address of a new family")
-            elif await self._steer(pod, epoch, enabled=True):
+                return
+            applied = await self._steer(pod, epoch, enabled=True, mechanism=mechanism)
+            pod.vigil.unsteered = await self._unsteered(pod, epoch)
+            if applied.changed:
                 pod.repairs += 1
-                log(f"{_key(pod)}: rules or routes were not as they should be, repaired")
+                gap = pod.vigil.repaired(time.monotonic())
+                log(f"{_key(pod)}: rules or routes were not as they should be, repaired {gap}", WARNING)
+                pod.check_at = 0.0  # our own change: the next look takes its fingerprint
+                pod.vigil.good_at = time.monotonic()
+                pod.vigil.event_at = 0.0
+            else:
+                pod.vigil.found_good(mark, began)
         except _Superseded:
             return
         except (RedirectError, OSError) as exc:
             if pod.epoch == epoch:
                 await self._failed(pod, epoch, exc)
+        finally:
+            pod.vigil.hear_again(lambda: self._heard(pod))
+
+    async def _unsteered(self, pod: Pod, epoch: int) -> Unsteered:
+        desired = self._steering(pod, pod.policy, enabled=True)
+        return await self._inside(pod, epoch, unsteered, desired)
+
+    def policy_in_force(self, pod: Pod) -> str:
+        """What becomes of its traffic when nobody is there to serve it; "" when it is not steered."""
+        if pod.mechanism is None:
+            return ""
+        return self._steering(pod, pod.policy, enabled=True).policy_in_force
+
+    def policy_note(self, pod: Pod) -> str:
+        in_force = self.policy_in_force(pod)
+        return "" if in_force in ("", pod.policy) else f", in force {in_force}: rules of iptables stay until removed"
 
     def _journal_add(self, pod: Pod) -> None:
         self._journal.add(_key(pod), {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
@@ -342,13 +416,20 @@ class Pods:
             raise RedirectError(reply["error"])
         pod.set("steering", "putting the rules there")
 
-    async def _steer(self, pod: Pod, epoch: int, *, enabled: bool) -> bool:
-        """Put the rules there (`enabled`), or only the hooks that established connections need. False: they were."""
+    async def _steer(self, pod: Pod, epoch: int, *, enabled: bool, mechanism: Mechanism | None = None) -> Applied:
+        """Put the rules there (`enabled`), or only the hooks that established connections need. `mechanism`: None is
+        the one of the node's choice."""
         key = _key(pod)
         policy, vips, dns = pod.want.failure_policy, self.vip_cidrs, self._captures(pod)
-        desired = self._steering(pod, policy, enabled=enabled)
+        traffic = pod.want.traffic
+        if mechanism is None:
+            # What is in force is drained as it is, whatever is wanted by now.
+            mechanism = await self.mechanisms.get() if enabled or pod.mechanism is None else pod.mechanism
+        desired = replace(self._steering(pod, policy, enabled=enabled), mechanism=mechanism)
         state = pod.state
-        applied = await self._inside(pod, epoch, steer, desired, None)
+        is_alone = pod.mechanism == mechanism and not pod.undropped
+        look_for = self.mechanisms.look_for(mechanism if is_alone else None)
+        applied = await self._inside(pod, epoch, steer, desired, None, look_for)
         if applied.owner_fd is not None:
             try:
                 # What another has decided meanwhile stands: a table that nobody owns goes at once.
@@ -363,7 +444,11 @@ class Pods:
             # Plain rules are in force; an owned table of before, if any, goes with its owner.
             self._link.send("own", workload=key)
         pod.generation, pod.policy, pod.vip_cidrs, pod.dns = applied.generation, policy, vips, dns
-        return applied.changed
+        pod.mechanism, pod.traffic = mechanism, traffic
+        if applied.undropped and applied.undropped != pod.undropped:
+            log(f"{key}: {applied.undropped}", WARNING)
+        pod.undropped = applied.undropped
+        return applied
 
     def _steering(self, pod: Pod, policy: str, *, enabled: bool) -> Steering:
         settings = self.settings
@@ -381,12 +466,16 @@ class Pods:
             # Without an address to dial from, a VIP shall stay unreachable: clients then take the other family's.
             vip_cidrs=tuple(cidr for cidr in self.vip_cidrs if (6 if ":" in cidr else 4) in pod.dial_families),
             enabled=enabled,
+            scope=scope_of(pod.want.traffic),
+            mechanism=pod.mechanism or "nftables",
         )
 
     def _lost(self, pod: Pod) -> None:
         """The namespace was deleted or replaced. Everything of ours in it must be closed, at once."""
         key = _key(pod)
         pod.epoch += 1
+        pod.vigil.close()
+        pod.mechanism = None
         self._link.send("detach", workload=key)
         if pod.netns_fd >= 0:
             os.close(pod.netns_fd)
@@ -401,6 +490,7 @@ class Pods:
         """No longer wanted: rules off, then listeners, then the rest."""
         key = _key(pod)
         pod.epoch += 1
+        pod.vigil.close()
         if pod.netns_fd < 0:
             return
         with contextlib.suppress(RedirectError, OSError, _Superseded):

@@ -1,19 +1,31 @@
-"""Can this machine steer by nftables? Answered by doing it, in a scratch namespace which nobody else sees."""
+"""Can this machine steer, and by which mechanism? Answered by doing it, in scratch namespaces that nobody sees."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from redirect.apply import execute
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Family, Ports
+from redirect.netfilter.restore import host_variant
+from redirect.netfilter.rules import Family, Mechanism, Ports, Scope
 from redirect.netns import unshare_netns
 from redirect.observed import observe_here
 from redirect.plan import FailurePolicy, Steering, plan
 
+Wanted = Literal["auto", "nftables", "iptables"]
+
 _NODE = "probe"
+_SCOPE = Scope(
+    out_include_cidrs=("10.0.0.0/8", "fd00::/8"),
+    out_exclude_uids=(1,),
+    out_exclude_ports=(1, 2),
+    in_exclude_cidrs=("192.0.2.0/24", "2001:db8::/32"),
+)
+"""So that all matches are exercised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +34,25 @@ class Probe:
 
     families: frozenset[Family]
     reason: str
+    mechanism: Mechanism = "nftables"
 
     @property
     def ok(self) -> bool:
         return bool(self.families)
 
 
-def probe() -> Probe:
-    """Load the full rules, of both failure policies, for each IP family: kernel modules, libnftables and permissions
-    are all exercised. Takes about a tenth of a second; the scratch namespace goes with the thread."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`mechanism` None: none of those that were wanted works, and `reason` says why. Else it says why this one."""
+
+    mechanism: Mechanism | None
+    reason: str
+
+
+def probe(mechanism: Mechanism = "nftables") -> Probe:
+    """Load the full rules, of both failure policies, for each IP family: kernel modules, libnftables (commands of
+    iptables) and permissions are all exercised. Takes about a tenth of a second; the scratch namespace goes with the
+    thread."""
     found: set[Family] = set()
     reasons: list[str] = []
 
@@ -39,7 +61,7 @@ def probe() -> Probe:
         for family in families:
             try:
                 unshare_netns()
-                _try(family)
+                _try(family, mechanism)
                 found.add(family)
             except (RedirectError, OSError) as exc:
                 reasons.append(f"IPv{family}: {exc}")
@@ -48,19 +70,40 @@ def probe() -> Probe:
     thread = threading.Thread(target=attempt, name="redirect-probe")
     thread.start()
     thread.join()
-    return Probe(frozenset(found), "; ".join(reasons))
+    return Probe(frozenset(found), "; ".join(reasons), mechanism)
 
 
-def _try(family: Family) -> None:
+def choose(wanted: Wanted, ask: Callable[[Mechanism], Probe] = probe) -> Choice:
+    """Blocks for as long as the probes take. nftables is preferred, since it can do all there is to do; of iptables the
+    variant that the host's own `iptables` is."""
+    candidates: list[Mechanism] = []
+    if wanted in ("auto", "nftables"):
+        candidates.append("nftables")
+    if wanted in ("auto", "iptables"):
+        mine = host_variant()
+        candidates += sorted(("iptables-nft", "iptables-legacy"), key=lambda name: name != mine)
+    failed: list[str] = []
+    for mechanism in candidates:
+        found = ask(mechanism)
+        if found.ok:
+            why = "the first that works" if wanted == "auto" else f"steering: {wanted} is configured"
+            return Choice(mechanism, "; ".join([why, *failed, *([found.reason] if found.reason else [])]))
+        failed.append(f"{mechanism} can't be used: {found.reason}")
+    return Choice(None, "; ".join(failed))
+
+
+def _try(family: Family, mechanism: Mechanism) -> None:
     policies: tuple[FailurePolicy, ...] = ("open", "closed")
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for policy in policies:
-            desired = Steering(_NODE, frozenset({family}), policy, ports=Ports(dns=15053))
-            owner_fd = execute(here, _NODE, plan(desired, observe_here(_NODE)))
+            desired = Steering(
+                _NODE, frozenset({family}), policy, ports=Ports(dns=15053), scope=_SCOPE, mechanism=mechanism
+            )
+            owner_fd = execute(here, _NODE, plan(desired, observe_here(_NODE, (mechanism,))))
             if owner_fd is not None:
                 os.close(owner_fd)
-            if policy == "open" and observe_here(_NODE).tables:
+            if desired.owned and observe_here(_NODE, (mechanism,)).tables:
                 raise RedirectError("an owned table outlived its owner", step="close owner")
     finally:
         os.close(here)

@@ -71,15 +71,16 @@ ALLOWED: dict[str, set[str]] = {
     "log": set(),
     "logfile": set(),
     "pattern": set(),
-    "pods": PLAIN | {"config.snapshot", "journal"},
+    "pods": PLAIN | {"config.snapshot", "journal", "steering"},
     "resolvers": PLAIN | {"config.snapshot"},
     "settings": set(),
     "state": {"addr", "log"},
+    "steering": PLAIN | {"config.snapshot"},
     "stream": set(),
     "tcp": {"addr", "errors", "stream"},
 }
 
-REDIRECT_USERS = ("netproxy.pods", "netproxy.cli")
+REDIRECT_USERS = ("netproxy.pods", "netproxy.steering", "netproxy.cli")
 """Modules and packages of netproxy that may steer."""
 
 SUPERVISOR_LOADS = {

@@ -15,10 +15,11 @@ import typer
 import yaml
 from rich.table import Table
 
-from redirect.probe import probe
+from redirect.netfilter.rules import MECHANISMS, Mechanism
+from redirect.probe import Choice, Probe, Wanted, choose, probe
 
 from .ask import console, fetch
-from .options import RUN_ROOT, STATE_ROOT, Output, node_name, run_dir
+from .options import RUN_ROOT, STATE_ROOT, Output, counted, node_name, run_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,31 @@ def _machine() -> list[Finding]:
             str(bindings.origin) if bindings else "the Python module nftables is missing (Debian: python3-nftables)",
         ),
     ]
-    if not root or bindings is None:
+    if not root:
         return [*findings, Finding("nftables", None, "not tried")]
-    found = probe()
-    for family in (4, 6):
-        reasons = [part for part in found.reason.split("; ") if part.startswith(f"IPv{family}:")]
-        works = family in found.families
-        findings.append(Finding(f"nftables IPv{family}", works, "rules can be loaded" if works else "; ".join(reasons)))
-    return findings
+    return [*findings, *_mechanisms()]
+
+
+def _mechanisms() -> list[Finding]:
+    """What can steer, tried out: that nothing can is the failure. Which one is wanted, the mesh says."""
+    tried: dict[Mechanism, Probe] = {mechanism: probe(mechanism) for mechanism in MECHANISMS}
+    findings = []
+    for mechanism, found in tried.items():
+        for family in (4, 6):
+            reasons = [part for part in found.reason.split("; ") if part.startswith(f"IPv{family}:")]
+            works = family in found.families
+            detail = "rules can be loaded" if works else "; ".join(reasons)
+            findings.append(Finding(f"{mechanism} IPv{family}", works or None, detail))
+    wants: tuple[Wanted, ...] = ("auto", "iptables")
+    choices: dict[Wanted, Choice] = {wanted: choose(wanted, lambda mechanism: tried[mechanism]) for wanted in wants}
+    auto = choices["auto"]
+    complete = auto.mechanism is not None and tried[auto.mechanism].families == {4, 6}
+    said = f"{auto.mechanism}: {auto.reason}" if auto.mechanism else auto.reason
+    return [
+        *findings,
+        Finding("steering: auto", complete, said),
+        Finding("steering: iptables", None, choices["iptables"].mechanism or choices["iptables"].reason),
+    ]
 
 
 def _folder(name: str, path: str) -> Finding:
@@ -117,8 +135,23 @@ def _agent(path: str) -> list[Finding]:
                 f"workload {item['workload']}",
                 # One whose namespace does not exist yet waits for it.
                 True if item["state"] == "steered" else None if item["state"] == "absent" else False,
-                f"{item['state']}: {item['detail']}" if item["detail"] else item["state"],
+                "; ".join(filter(None, [item["state"], item["detail"], *_notes(item)])),
             )
             for item in status["workloads"]
         ),
+        Finding("steering", status["steering"]["mechanism"] != "none" or None, _choice(status["steering"])),
     ]
+
+
+def _choice(steering: dict[str, Any]) -> str:
+    return f"{steering['mechanism']} ({steering['wanted']}): {steering['reason']}"
+
+
+def _notes(item: dict[str, Any]) -> list[str]:
+    """What is as it is, but should be known."""
+    notes = [item["steering_note"]]
+    if item["policy_in_force"] not in ("", item["failure_policy"]):
+        notes.append(f"failure policy {item['failure_policy']}, in force {item['policy_in_force']}")
+    if count := item["unsteered_connections"]["count"]:
+        notes.append(f"{counted(count, 'connection')} older than the rules, not steered")
+    return notes

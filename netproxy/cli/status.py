@@ -29,12 +29,20 @@ def status(
         raise typer.Exit(1)
 
 
+def _policy(item: dict[str, Any]) -> str:
+    """As declared, and what is in force where that is something else."""
+    declared, in_force = str(item["failure_policy"]), item["policy_in_force"]
+    return declared if in_force in ("", declared) else f"{declared} (in force: {in_force})"
+
+
 def _print(found: dict[str, Any]) -> None:
     out = console()
     out.print(
         f"node [bold]{found['node']}[/]: {found['detail']}, HTTP/1 engine {found['engine']['http1']}, "
         f"configuration {found['config']['path']} ({found['config']['age_s']:.0f} s old)"
     )
+    steering = found["steering"]
+    out.print(f"steering: {steering['mechanism']} ({steering['wanted']}): {escape(steering['reason'])}")
     if found["config"]["error"]:
         out.print(f"[red]configuration not read: {found['config']['error']}[/]")
     if found["identity_error"]:
@@ -59,13 +67,24 @@ def _print(found: dict[str, Any]) -> None:
             item["workload"],
             f"[{colour}]{item['state']}[/]",
             item["steering"],
-            item["failure_policy"],
+            _policy(item),
             " ".join(item["addresses"]),
             item["identity"],
             left,
             item["detail"],
         )
     out.print(workloads)
+    for item in found["workloads"]:
+        if item["steering_note"]:
+            out.print(f"[yellow]{item['workload']}: {escape(item['steering_note'])}[/]")
+        bypassing = item["unsteered_connections"]
+        if bypassing["count"]:
+            shown = ", ".join(f"{pair['local']} - {pair['peer']}" for pair in bypassing["first"])
+            more = bypassing["count"] - len(bypassing["first"])
+            out.print(
+                f"[yellow]{item['workload']}: {counted(bypassing['count'], 'connection')} older than the rules, not "
+                f"steered: {escape(shown)}{f' and {more} more' if more else ''}[/]"
+            )
     names = Table("workload", "names", "resolvers", "found in", "note")
     for item in found["workloads"]:
         dns = item["dns"]

@@ -49,8 +49,10 @@ class Condition:
     """(role, slot) -> ready."""
     config_ok: bool
     config_age_s: float
-    repairs: dict[str, int] = field(default_factory=dict)
-    """Workload -> how often its rules or routes had to be put back."""
+    repairs: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    """Workload -> how often its rules or routes had to be put back, the seconds until then in all and the last time."""
+    unsteered: dict[str, int] = field(default_factory=dict)
+    """Workload -> established connections that bypass the proxy."""
 
 
 class _Collector:
@@ -179,9 +181,27 @@ def _condition(now: Condition) -> Iterator[Metric]:
     repairs = CounterMetricFamily(
         "netproxy_steering_repairs", "Times that rules or routes were found changed and put back.", labels=("workload",)
     )
-    for workload, count in now.repairs.items():
+    gaps = CounterMetricFamily(
+        "netproxy_steering_gap_seconds",
+        "Until the repairs, from the kernel's event, else from the last look that found all well (an upper bound).",
+        labels=("workload",),
+    )
+    last_gap = GaugeMetricFamily(
+        "netproxy_steering_last_gap_seconds", "The same, of the last repair; 0: none yet.", labels=("workload",)
+    )
+    for workload, (count, gap_s, last_gap_s) in now.repairs.items():
         repairs.add_metric((workload,), count)
-    yield repairs
+        gaps.add_metric((workload,), gap_s)
+        last_gap.add_metric((workload,), last_gap_s)
+    yield from (repairs, gaps, last_gap)
+    bypassing = GaugeMetricFamily(
+        "netproxy_unsteered_connections",
+        "Established connections that bypass the proxy, since they are older than the rules.",
+        labels=("workload",),
+    )
+    for workload, count in now.unsteered.items():
+        bypassing.add_metric((workload,), count)
+    yield bypassing
     certificates = GaugeMetricFamily(
         "netproxy_certificate_not_after_seconds", "End of validity of a local SVID.", labels=("identity",)
     )

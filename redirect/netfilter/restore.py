@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 
 from redirect.errors import RedirectError
 from redirect.netfilter import iptables
@@ -20,6 +21,18 @@ _LOCK_S = 5
 """How long another user of the lock of legacy iptables is waited for."""
 _TIMEOUT_S = 20.0
 _COMMAND: dict[Family, str] = {4: "iptables", 6: "ip6tables"}
+
+
+def host_variant() -> Mechanism:
+    """What the host's own `iptables` is. Rules of the other one would not see those of Docker and the like."""
+    path = shutil.which("iptables", path=_PATH)
+    try:
+        said = subprocess.run(
+            [path or "iptables", "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        said = ""
+    return "iptables-legacy" if "legacy" in said else "iptables-nft"
 
 
 class Variant:
@@ -59,6 +72,11 @@ class Variant:
     def delete(self, names: tuple[str, ...]) -> None:
         """One family after the other. RedirectError: some of it may still be there."""
         self._delete(iptables.FAMILIES, names)
+
+    def saved(self) -> Iterator[tuple[str, str]]:
+        """All rules, whoever's, by ``iptables`` and ``ip6tables``."""
+        for family in iptables.FAMILIES:
+            yield _COMMAND[family], self._save(family)
 
     def _delete(self, families: tuple[Family, ...] | list[Family], names: tuple[str, ...]) -> None:
         for family in families:

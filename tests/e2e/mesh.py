@@ -25,19 +25,29 @@ _SERVERS = Path(__file__).parent / "servers"
 
 
 class Mesh:
-    """`families`: of the pods; `nodes`: 1 or 2; `workers` per agent. Nothing is started by itself.
+    """`families`: of the pods; `nodes`: 1 or 2; `workers` per agent; `steering`: of the MeshConfig that is put, unless
+    empty. Nothing is started by itself.
 
     Resources are kept as one file each in `config`; `put` and `drop` change them, agents reload.
     """
 
     def __init__(
-        self, prefix: str, folder: Path, *, families: Iterable[int] = (4,), nodes: int = 2, workers: int = 1
+        self,
+        prefix: str,
+        folder: Path,
+        *,
+        families: Iterable[int] = (4,),
+        nodes: int = 2,
+        workers: int = 1,
+        steering: str = "",
     ) -> None:
         self.config = folder / "mesh"
         self.config.mkdir(parents=True)
         self.stage = Stage(prefix, folder, families, nodes)
         self.agents = [Agent(self.stage, node, self.config, workers=workers) for node in self.stage.nodes]
         self.objects: dict[str, dict[str, Any]] = {}
+        if steering:
+            self.put(self.mesh_config(steering=steering))
 
     @property
     def nodes(self) -> list[Node]:

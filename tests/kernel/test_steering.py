@@ -82,6 +82,12 @@ class Namespace:
     def run(self, *command: str) -> str:
         return sh("nsenter", f"--net=/run/netns/{self.name}", *command)
 
+    def pipe(self, text: str, *command: str) -> None:
+        """Give it to the command's standard input."""
+        where = ["nsenter", f"--net=/run/netns/{self.name}"]
+        done = subprocess.run([*where, *command], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
     def nft(self) -> str:
         return self.run("nft", "list", "ruleset")
 

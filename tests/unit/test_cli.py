@@ -208,13 +208,24 @@ STATUS: dict[str, Any] = {
     "config": {"path": "/etc/mesh", "age_s": 1.0, "error": ""},
     "identity_error": "",
     "state_error": "",
+    "steering": {"wanted": "auto", "mechanism": "iptables-nft", "reason": "nftables can't be used: [no] module"},
     "supervisor_pid": 1,
     "workloads": [
         {
             "workload": "shop/web-1",
             "state": "steered",
-            "steering": "nft",
+            "steering": "iptables-nft",
             "failure_policy": "open",
+            "policy_in_force": "closed",
+            "steering_note": "older rules can't be removed: [x]",
+            "unsteered_connections": {
+                "count": 3,
+                "first": [
+                    {"local": "10.0.0.1:5000", "peer": "10.0.0.9:80"},
+                    {"local": "[fd00::1]:1", "peer": "[fd00::2]:2"},
+                ],
+                "complete": True,
+            },
             "addresses": ["10.0.0.1"],
             "identity": "spiffe://x",
             "certificate_not_after": 0,
@@ -305,6 +316,9 @@ def test_status(cli: CliRunner, tmp_path: Path, output: str) -> None:
             "10.0.0.53",
             "[/odd]",
             "because",
+            "(in force: closed)",
+            "[no] module",
+            "[fd00::1]:1 - [fd00::2]:2 and 1 more",
             "web.yaml:1: broken",
             "log level info",
             "7 lost (ENOSPC)",
@@ -478,7 +492,7 @@ def can_steer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where all is there: what it really has, tests/kernel says."""
     monkeypatch.setattr(check.os, "geteuid", lambda: 0)
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda _name: ModuleSpec("nftables", None, origin="there"))
-    monkeypatch.setattr(check, "probe", lambda: Probe(frozenset({4, 6}), ""))
+    monkeypatch.setattr(check, "probe", lambda mechanism: Probe(frozenset({4, 6}), "", mechanism))
 
 
 def check_args(root: Path, *more: str) -> list[str]:
@@ -500,12 +514,13 @@ def test_check_without_an_agent(cli: CliRunner, tmp_path: Path, output: str) -> 
 
 
 def test_check_of_a_machine_that_can_not(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "probe", lambda: Probe(frozenset({4}), "IPv6: no such module"))
+    monkeypatch.setattr(check, "probe", lambda mechanism: Probe(frozenset({4}), "IPv6: no such module", mechanism))
     monkeypatch.setattr(check.os, "geteuid", lambda: 0)
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda _name: ModuleSpec("nftables", None, origin="there"))
     found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
     assert found.exit_code == 1
-    assert (findings(found)["nftables IPv4"], findings(found)["nftables IPv6"]) == (True, False)
+    assert (findings(found)["nftables IPv4"], findings(found)["nftables IPv6"]) == (True, None)
+    assert findings(found)["steering: auto"] is False
     assert "no such module" in found.stdout
     monkeypatch.setattr(check.os, "geteuid", lambda: 1000)
     found = cli.invoke(app, check_args(tmp_path, "-o", "json"))

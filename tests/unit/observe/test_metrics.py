@@ -21,7 +21,8 @@ CONDITION = Condition(
     processes={("worker", 0): True, ("worker", 1): False},
     config_ok=True,
     config_age_s=1.5,
-    repairs={"shop/web": 4},
+    repairs={"shop/web": (4, 0.75, 0.25)},
+    unsteered={"shop/web": 3},
 )
 WHO = Parties("source", "shop/client", "spiffe://c", "shop/web", "shop/web")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -75,6 +76,10 @@ def test_nothing_has_happened(bench: Bench) -> None:
     }
     steering = {("workload", "shop/web"), ("mechanism", "nft"), ("failure_policy", "closed"), ("state", "steered")}
     assert bench.named("netproxy_workload_steering") == {frozenset(steering): 1}
+    assert bench.one("netproxy_steering_repairs_total") == 4
+    assert bench.one("netproxy_steering_gap_seconds_total") == 0.75
+    assert bench.one("netproxy_steering_last_gap_seconds") == 0.25
+    assert bench.one("netproxy_unsteered_connections") == 3
     assert not bench.named("netproxy_requests_total")
 
 

@@ -1,0 +1,194 @@
+"""How a node steers: the mechanism it chose, and what becomes of rules that others changed. A part of `pods`.
+
+A look compares what a namespace has with what it should have. It costs some milliseconds, so it is done when there is a
+reason: an event of the kernel, a fingerprint that changed, or that the last one was long ago. `Looks` bounds how many
+there are, whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from redirect import Mechanism, RedirectError, Scope
+from redirect.netfilter.rules import MECHANISMS
+from redirect.probe import Choice, Wanted, choose
+from redirect.unsteered import Unsteered
+from redirect.watch import Watch
+
+from .config.snapshot import Traffic
+from .log import WARNING, log
+
+LOOKS_PER_S = 20.0
+_LOOKS_AT_ONCE = 4.0
+_QUIET_S = 0.1
+"""Between two looks at one workload because of events: a flood of them is one event."""
+FULL_S = 20.0
+"""What no event and no fingerprint tells is found within this."""
+_BYPASSED_S = 2.0
+"""Likewise while there are connections that bypass the proxy, so that status tells when they have ended."""
+_PROBE_AGAIN_S = 10.0
+
+
+class Mechanisms:
+    """Which one is in use, and why. The answer of the probes is kept until something else is wanted, or until nothing
+    worked for a while."""
+
+    def __init__(self, probe: Callable[[Wanted], Choice] = choose) -> None:
+        self.wanted: Wanted = "auto"
+        self.choice: Choice | None = None
+        self._probe = probe
+        self._asking: asyncio.Task[Choice] | None = None
+        self._asked_at = 0.0
+
+    def want(self, wanted: Wanted) -> None:
+        if wanted != self.wanted:
+            self.wanted, self.choice = wanted, None
+
+    async def get(self) -> Mechanism:
+        """Raises RedirectError when no mechanism that is wanted works. Probing blocks a thread, not the loop."""
+        while self.choice is None or (self.choice.mechanism is None and self._is_stale()):
+            wanted = self.wanted
+            if self._asking is None:
+                self._asking = asyncio.create_task(asyncio.to_thread(self._probe, wanted))
+            try:
+                found = await asyncio.shield(self._asking)
+            finally:
+                if self._asking is not None and self._asking.done():
+                    self._asking = None
+                    self._asked_at = time.monotonic()
+            if wanted == self.wanted:
+                if self.choice != found:
+                    log(f"steering by {found.mechanism}: {found.reason}" if found.mechanism else found.reason, WARNING)
+                self.choice = found
+                break
+        assert self.choice is not None
+        if self.choice.mechanism is None:
+            raise RedirectError(self.choice.reason, step="choose how to steer")
+        return self.choice.mechanism
+
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._asked_at > _PROBE_AGAIN_S
+
+    def look_for(self, known: Mechanism | None) -> tuple[Mechanism, ...]:
+        """Whose rules of ours there may be: all of them, unless we know that only `known` has."""
+        return (known,) if known is not None else MECHANISMS
+
+
+class Looks:
+    """A bound on looks: `LOOKS_PER_S` on average, a few at once."""
+
+    def __init__(self) -> None:
+        self._left = _LOOKS_AT_ONCE
+        self._at = 0.0
+
+    def take(self, now: float) -> bool:
+        self._left = min(_LOOKS_AT_ONCE, self._left + (now - self._at) * LOOKS_PER_S)
+        self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+@dataclass(eq=False)
+class Vigil:
+    """What is known of one steered namespace since the last look that found it as it should be."""
+
+    watch: Watch | None = None
+    fingerprint: bytes = b""
+    good_at: float = 0.0
+    full_at: float = 0.0
+    event_at: float = 0.0
+    """Of the first event since; 0: none."""
+    gap_s: float = 0.0
+    """Of all repairs together."""
+    last_gap_s: float = 0.0
+    unsteered: Unsteered = field(default_factory=lambda: Unsteered(0, ()))
+    _muted: bool = False
+
+    def open(self, netns_fd: int, heard: Callable[[], None]) -> None:
+        """Begin to listen. Raises RedirectError."""
+        self.close()
+        self.watch = Watch(netns_fd)
+        self._listen(heard)
+
+    def _listen(self, heard: Callable[[], None]) -> None:
+        """Tell of the first event, then no more until `hear_again`: what comes meanwhile waits in the kernel."""
+        watch, loop = self.watch, asyncio.get_running_loop()
+        if watch is None:
+            return
+        self._muted = False
+
+        def on_event() -> None:
+            self._mute()
+            self.event_at = self.event_at or time.monotonic()
+            heard()
+
+        for fd in watch.filenos():
+            loop.add_reader(fd, on_event)
+
+    def _mute(self) -> None:
+        if self.watch is not None and not self._muted:
+            self._muted = True
+            for fd in self.watch.filenos():
+                asyncio.get_running_loop().remove_reader(fd)
+
+    def hear_again(self, heard: Callable[[], None]) -> None:
+        if self._muted and self.watch is not None:
+            watch = self.watch
+            asyncio.get_running_loop().call_later(
+                _QUIET_S, lambda: self._listen(heard) if self.watch is watch and self._muted else None
+            )
+
+    def close(self) -> None:
+        """The sockets would keep the namespace alive."""
+        self._mute()
+        if self.watch is not None:
+            self.watch.close()
+        self.watch, self.fingerprint, self.event_at, self._muted = None, b"", 0.0, False
+
+    def begin_look(self, mechanism: Mechanism) -> bytes:
+        """To be kept by `found_good`: what changes after this is not covered by the look."""
+        if self.watch is None:
+            return b""
+        self.watch.drain()
+        return self.watch.fingerprint(mechanism)
+
+    def is_unchanged(self, mechanism: Mechanism, now: float) -> bool:
+        """No look is needed."""
+        if self.watch is None or self.event_at:
+            return False
+        if now - self.full_at > (_BYPASSED_S if self.unsteered.count else FULL_S):
+            return False
+        try:
+            return self.watch.fingerprint(mechanism) == self.fingerprint
+        except RedirectError:
+            return False
+
+    def found_good(self, fingerprint: bytes, now: float) -> None:
+        self.fingerprint, self.good_at, self.full_at, self.event_at = fingerprint, now, now, 0.0
+
+    def repaired(self, now: float) -> str:
+        """Count the gap. In words, and honest: nobody knows when it really began."""
+        bound = now - self.good_at
+        gap = now - self.event_at if self.event_at else bound
+        self.gap_s += gap
+        self.last_gap_s = gap
+        seen = f"{gap:.3f} s after the event was seen, " if self.event_at else ""
+        return f"{seen}at most {bound:.3f} s after it was changed"
+
+
+def scope_of(traffic: Traffic) -> Scope:
+    return Scope(
+        out_include_cidrs=traffic.out_include_cidrs,
+        out_exclude_cidrs=traffic.out_exclude_cidrs,
+        out_include_ports=traffic.out_include_ports,
+        out_exclude_ports=traffic.out_exclude_ports,
+        out_exclude_uids=traffic.out_exclude_uids,
+        in_include_ports=traffic.in_include_ports,
+        in_exclude_ports=traffic.in_exclude_ports,
+        in_exclude_cidrs=traffic.in_exclude_cidrs,
+    )

@@ -1,0 +1,167 @@
+"""The essential scenarios by each mechanism of steering, changing it, and what the node tells of it.
+
+The rest of the suite runs with nftables, and tests/kernel has every case of steering itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from examples.agent import Agent
+from examples.stage import Pod, wait_for
+from tests.e2e.load import VIP, Scene
+from tests.e2e.mesh import NAMESPACE, Mesh, dial, get
+
+MeshOf = Callable[..., Mesh]
+CLIENT, SERVER = f"{NAMESPACE}/client-1", f"{NAMESPACE}/web-1"
+by_each = pytest.mark.parametrize("steering", ["nftables", "iptables"])
+
+
+def workload(agent: Agent, key: str = CLIENT) -> dict[str, Any]:
+    return next(item for item in agent.status()["workloads"] if item["workload"] == key)
+
+
+def rules(pod: Pod) -> str:
+    saves = [f"{command}-legacy-save" for command in ("iptables", "ip6tables")]
+    return "\n".join(pod.run(*command).stdout for command in (["nft", "list", "ruleset"], *([save] for save in saves)))
+
+
+def is_ours(text: str) -> bool:
+    return "netproxy-" in text or "np-" in text
+
+
+def goes_direct(scene: Scene) -> bool:
+    answer = get(scene.client, scene.server.ip, "/x", port=8080)
+    return answer.status == 200 and not answer.json()["meshed"]
+
+
+@by_each
+def test_traffic_goes_through_the_mesh(mesh_of: MeshOf, steering: str) -> None:
+    scene = Scene(mesh_of(steering=steering))
+    scene.mesh.start()
+    found = workload(scene.agent)
+    assert found["steering"].startswith(steering)
+    assert (found["failure_policy"], found["policy_in_force"]) == (
+        "open",
+        "open" if steering == "nftables" else "closed",
+    )
+    assert scene.agent.status()["steering"]["wanted"] == steering
+    assert scene.agent.metric("netproxy_workload_steering", mechanism=found["steering"], workload=CLIENT) == 1
+    assert get(scene.client, VIP, "/x").json()["meshed"]
+    assert get(scene.client, scene.server.ip, "/x", port=8080).json()["meshed"]
+    answer = scene.client.run("dig", "+short", "+tries=1", "@198.51.100.53", f"web.{NAMESPACE}").stdout
+    assert answer.split() == [VIP]
+    # Inbound: plaintext of a stranger comes to the proxy too, which STRICT lets refuse it.
+    scene.mesh.put(scene.mesh.peer_authentication("STRICT", app="web"))
+    wait_for(lambda: get(scene.mesh.nodes[0], scene.server.ip, "/x", port=8080).status == 403, "the stranger's refusal")
+    # What is excluded goes its own way, at once and without a gap.
+    scene.mesh.put(scene.mesh.peer_authentication("PERMISSIVE", app="web"))
+    outside = {"traffic": {"outbound": {"excludePorts": [8080]}}}
+    with scene.to_service() as load:
+        scene.mesh.put(scene.mesh.workload(scene.client, app="client", **outside))
+        wait_for(lambda: goes_direct(scene), "the exclusion to hold")
+        load.wait_ok(10)
+        assert load.failed() == []
+
+
+@by_each
+def test_stop_and_start(mesh_of: MeshOf, steering: str) -> None:
+    """Who stops it by intention gets what he declared, whatever the mechanism."""
+    scene = Scene(mesh_of(nodes=1, steering=steering))
+    scene.mesh.start()
+    with scene.to_pod() as load:
+        load.wait_ok(10, via=("mesh",))
+        assert scene.agent.stop() == 0
+        load.wait_ok(10, via=("direct",))
+        assert not is_ours(rules(scene.client))
+        scene.agent.start()
+        load.wait_ok(10, via=("mesh",))
+        assert load.failed() == []
+
+
+@by_each
+def test_killed(mesh_of: MeshOf, steering: str) -> None:
+    scene = Scene(mesh_of(nodes=1, steering=steering))
+    scene.mesh.start()
+    assert get(scene.client, VIP, "/x").json()["meshed"]
+    scene.agent.kill_all()
+    if steering == "nftables":
+        wait_for(lambda: not is_ours(rules(scene.client)), "the rules to go")
+        assert goes_direct(scene)
+    else:
+        assert is_ours(rules(scene.client))
+        with pytest.raises(ConnectionRefusedError):
+            dial(scene.client, scene.server.ip, 8080)
+    # The next one takes over what is there.
+    scene.agent.start()
+    scene.agent.wait_steered(CLIENT, SERVER)
+    assert get(scene.client, VIP, "/x").json()["meshed"]
+    scene.agent.kill_all()
+    done = subprocess.run(scene.agent.command("clean"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not is_ours(rules(scene.client))
+    assert goes_direct(scene)
+
+
+def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
+    mesh = mesh_of(nodes=1, steering="nftables")
+    scene = Scene(mesh, server={"failurePolicy": "closed"})
+    mesh.start()
+    with scene.to_service() as load:
+        for steering in ("iptables", "nftables", "iptables", "auto"):
+            mesh.put(mesh.mesh_config(steering=steering))
+            expected = "nftables" if steering == "auto" else steering
+            wait_for(
+                lambda steering=steering, expected=expected: (
+                    scene.agent.status()["steering"]["wanted"] == steering
+                    and all(workload(scene.agent, key)["steering"].startswith(expected) for key in (CLIENT, SERVER))
+                ),
+                f"{steering} to be in force",
+            )
+            load.wait_ok(10, via=("mesh",))
+            assert ("np-" in rules(scene.client)) is (expected == "iptables")
+            assert ("netproxy-" in rules(scene.client)) is (expected == "nftables")
+        assert load.failed() == []
+    assert scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 0
+
+
+@by_each
+def test_flushed_under_load_it_is_back_within_two_seconds(mesh_of: MeshOf, steering: str) -> None:
+    mesh = mesh_of(nodes=1, steering=steering)
+    scene = Scene(mesh, client={"failurePolicy": "closed"})
+    mesh.start()
+    with scene.to_service() as load:
+        scene.client.run("nft", "flush", "ruleset")
+        wait_for(lambda: scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 1, "the repair")
+        load.wait_ok(10, via=("mesh",))
+    gap = scene.agent.metric("netproxy_steering_last_gap_seconds", workload=CLIENT)
+    assert 0 < gap < 2.0
+    assert scene.agent.metric("netproxy_steering_gap_seconds_total", workload=CLIENT) == gap
+    assert "after it was changed" in scene.agent.log.read_text()
+
+
+def test_connections_older_than_the_rules_are_told(mesh_of: MeshOf) -> None:
+    scene = Scene(mesh_of(nodes=1))
+    old = dial(scene.client, scene.server.ip, 8080)
+    try:
+        scene.mesh.start()
+        local = f"{scene.client.ip}:{old.getsockname()[1]}"
+        for key, first in (
+            (CLIENT, {"local": local, "peer": f"{scene.server.ip}:8080"}),
+            (SERVER, {"local": f"{scene.server.ip}:8080", "peer": local}),
+        ):
+            assert workload(scene.agent, key)["unsteered_connections"] == {
+                "count": 1, "first": [first], "complete": True
+            }  # fmt: skip
+            assert scene.agent.metric("netproxy_unsteered_connections", workload=key) == 1
+        with dial(scene.client, scene.server.ip, 8080), dial(scene.client, VIP, 80):
+            assert get(scene.client, VIP, "/x").json()["meshed"]
+            shown = subprocess.run(scene.agent.command("status"), capture_output=True, text=True, check=True).stdout
+            assert "1 connection older than the rules" in " ".join(shown.split())
+    finally:
+        old.close()
+    wait_for(lambda: scene.agent.metric("netproxy_unsteered_connections") == 0, "them to have ended")

@@ -1,0 +1,100 @@
+"""Which mechanism steers, how often is looked, and what a repair tells of its gap."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from netproxy.steering import Looks, Mechanisms, Vigil
+from redirect import RedirectError
+from redirect.netfilter.rules import MECHANISMS, Family, Mechanism
+from redirect.probe import Choice, Probe, Wanted, choose
+
+ALL: frozenset[Family] = frozenset({4, 6})
+
+
+def asked(*works: Mechanism) -> tuple[list[Mechanism], object]:
+    seen: list[Mechanism] = []
+
+    def probe(mechanism: Mechanism) -> Probe:
+        seen.append(mechanism)
+        return Probe(ALL if mechanism in works else frozenset(), "" if mechanism in works else "no module", mechanism)
+
+    return seen, probe
+
+
+@pytest.mark.parametrize(
+    ("wanted", "works", "mechanism", "tried"),
+    [
+        ("auto", MECHANISMS, "nftables", 1),
+        ("auto", ("iptables-nft", "iptables-legacy"), None, 2),
+        ("auto", ("iptables-legacy",), "iptables-legacy", None),
+        ("auto", (), "", 3),
+        ("nftables", ("nftables",), "nftables", 1),
+        ("nftables", ("iptables-nft", "iptables-legacy"), "", 1),
+        ("iptables", MECHANISMS, None, 1),
+        ("iptables", ("nftables",), "", 2),
+    ],
+)
+def test_choice(wanted: Wanted, works: tuple[Mechanism, ...], mechanism: str | None, tried: int | None) -> None:
+    """`mechanism` None: one of iptables, as this host has it; "": none."""
+    seen, probe = asked(*works)
+    found = choose(wanted, probe)  # type: ignore[arg-type]
+    assert tried is None or len(seen) == tried
+    if mechanism == "":
+        assert found.mechanism is None
+        assert found.reason.count("no module") == tried
+    else:
+        assert found.mechanism in (MECHANISMS[1:] if mechanism is None else [mechanism])
+        assert (wanted == "auto") is ("is configured" not in found.reason)
+    if wanted == "auto" and found.mechanism and found.mechanism != "nftables":
+        assert "nftables can't be used: no module" in found.reason
+
+
+def test_probes_are_asked_once_and_not_in_the_loop() -> None:
+    threads: list[int] = []
+
+    def probe(wanted: Wanted) -> Choice:
+        threads.append(threading.get_ident())
+        return Choice("nftables" if wanted == "auto" else "iptables-nft", "as told")
+
+    async def main() -> None:
+        mechanisms = Mechanisms(probe)
+        assert await asyncio.gather(*(mechanisms.get() for _ in range(5))) == ["nftables"] * 5
+        assert len(threads) == 1 and threads[0] != threading.get_ident()
+        mechanisms.want("auto")
+        assert mechanisms.choice is not None
+        mechanisms.want("iptables")
+        assert mechanisms.choice is None
+        assert await mechanisms.get() == "iptables-nft"
+
+    asyncio.run(main())
+
+
+def test_without_a_mechanism_the_reason_is_told() -> None:
+    async def main() -> None:
+        mechanisms = Mechanisms(lambda _wanted: Choice(None, "iptables-nft can't be used: no module"))
+        for _ in range(2):
+            with pytest.raises(RedirectError, match="no module"):
+                await mechanisms.get()
+
+    asyncio.run(main())
+
+
+def test_looks_are_bounded() -> None:
+    looks = Looks()
+    assert [looks.take(100.0) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [looks.take(100.06), looks.take(100.06)] == [True, False]
+    taken = sum(looks.take(101 + step / 1000) for step in range(1000))
+    assert 20 <= taken <= 24
+
+
+def test_a_gap_is_told_with_its_bound() -> None:
+    vigil = Vigil(good_at=100.0)
+    assert vigil.repaired(101.5) == "at most 1.500 s after it was changed"
+    vigil.found_good(b"", 102.0)
+    vigil.event_at = 102.5
+    assert vigil.repaired(102.75) == "0.250 s after the event was seen, at most 0.750 s after it was changed"
+    assert (vigil.gap_s, vigil.last_gap_s) == (1.75, 0.25)
