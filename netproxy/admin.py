@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 from typing import Any, Protocol
 
@@ -140,7 +141,8 @@ class Admin:
             found = await self._source.config_dump(request.query.get("kind", ""), request.query.get("name", ""))
         except ConfigError as exc:
             return web.json_response({"error": str(exc)}, status=404)
-        return web.json_response(found)
+        # Of a large mesh it takes its time, which is not the loop's.
+        return web.json_response(text=await asyncio.to_thread(json.dumps, found))
 
     async def _log_level(self, _request: web.Request) -> web.Response:
         return web.json_response({"level": self._source.log_level()})

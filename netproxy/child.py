@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import resource
 import select
@@ -47,6 +48,9 @@ def join(role: str) -> Joined:
         raise ChannelBroken(f"expected a welcome in version {VERSION}, got {message.op}")
     settings = NodeSettings.from_json(message.fields["settings"])
     own_log.begin(role, message.fields.get("log_level", settings.log_level))
+    # What libraries have to say must not wait for a reader either.
+    logging.basicConfig(handlers=[_ToLog()], format="%(name)s: %(message)s", force=True)
+    logging.captureWarnings(True)
     return Joined(channel, slot, settings, message.fds[0], message.fields["region"])
 
 
@@ -57,6 +61,11 @@ def _wait(channel: Channel) -> Message:
             return message
         if not select.select([channel], [], [], _WELCOME_TIMEOUT_S)[0]:
             raise ChannelBroken("no welcome from the supervisor")
+
+
+class _ToLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        own_log.log(self.format(record), own_log.ERROR if record.levelno >= logging.ERROR else own_log.WARNING)
 
 
 def die_with_parent(parent: int) -> None:

@@ -52,11 +52,12 @@ class Log:
 
     def _line(self, text: str, level: int) -> None:
         name = "" if level == INFO else f"{LEVELS[level]}: "
-        data = f"netproxy {self.role}: {name}{text}".encode("utf-8", "backslashreplace")
+        who = f"netproxy {self.role}" if self.role else "netproxy"
+        data = f"{who}: {name}{text}".encode("utf-8", "backslashreplace")
         if len(data) >= _MAX_LINE:
             data = data[: _MAX_LINE - 4] + b"..."
         if self.lost:
-            notice = f"netproxy {self.role}: warning: messages that could not be written: {self.lost}\n"
+            notice = f"{who}: warning: messages that could not be written: {self.lost}\n"
             if not write_now(self._fd, notice.encode()):
                 self.lost += 1
                 return

@@ -119,6 +119,14 @@ def _folder(name: str, path: str) -> Finding:
     return Finding(name, True, path)
 
 
+def _access_log(log: dict[str, Any]) -> Finding:
+    """Lines that are lost hurt no traffic, so they are only told."""
+    lost = ", ".join(f"{n} lines lost ({reason})" for reason, n in log["dropped"].items())
+    return Finding(
+        "access log", False if log["error"] else None if lost else True, log["error"] or lost or log["target"]
+    )
+
+
 def _agent(path: str) -> list[Finding]:
     try:
         status: dict[str, Any] = json.loads(fetch(path, "/status"))
@@ -130,6 +138,7 @@ def _agent(path: str) -> list[Finding]:
     said = "; ".join([status["detail"], *filter(None, errors)])
     return [
         Finding("agent", bool(status["healthy"]) and not any(errors), f"pid {status['supervisor_pid']}: {said}"),
+        _access_log(status["access_log"]),
         *(
             Finding(
                 f"workload {item['workload']}",

@@ -250,7 +250,8 @@ _MESH, _LOG = MeshShard(), AccessLog()
 
 class AccessLogSpec(Model):
     percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = _LOG.percent
-    """Of all requests and connections, chosen at random. 0: none for this reason; 100: all."""
+    """Of all requests, chosen by their id, so that both agents log the same ones, and of all connections, at random.
+    0: none for this reason; 100: all."""
     min_status: Annotated[int, Field(ge=100, le=599)] | None = None
     """All requests that were answered with this HTTP status or a higher one."""
     min_duration: PositiveDuration | None = None

@@ -2,7 +2,7 @@
 
 One JSON object per line, for each request and each opaque connection at its end, refused ones included. Names are
 Envoy's where Envoy has one (`render` has the list); a field that does not apply is left out. Whether a line is wanted
-is decided before anything is formatted, and without a log a request costs one attribute test (`on`).
+is decided before anything is formatted, and without a log a request costs a few attribute tests (`on`).
 
 What clients send goes into the line, so it may hold anything and be of any length: every octet outside of printable
 ASCII is escaped, fields have limits, and a line is at most `MAX_LINE` octets with its end, which is what a pipe takes
@@ -130,7 +130,10 @@ class AccessLogger:
         self.on = self._lines is not None and not self._selection.off
 
     def wants(self, reason: Reason, status: int, duration_s: float, request_id: bytes = b"") -> bool:
-        """Both agents of a request decide the same of its id; what has none is sampled at random."""
+        """Both agents of a request decide the same of its id; what has none is sampled at random.
+
+        A client that chooses its id chooses with it: a share gives a view of the traffic, and is no audit.
+        """
         selection = self._selection
         if self._threshold:
             if self._threshold >= _ALL:
@@ -254,7 +257,7 @@ def _line(entry: Entry, began: float, fixed: Fixed, limit: int) -> bytes:
             reused = "true" if request.reused else "false"
             out.append(f'"upstream_request_attempt_count":{request.attempts},"upstream_connection_reused":{reused}')
     if entry.detail:
-        detail = _octets("detail", entry.detail.encode("utf-8", "surrogateescape"), MAX_DETAIL, limit, cut)
+        detail = _octets("detail", entry.detail.encode("utf-8", "backslashreplace"), MAX_DETAIL, limit, cut)
         out.append(f'"detail":{detail}')
     if entry.decided_by:
         out.append(f'"decided_by":{_text("decided_by", entry.decided_by, limit, cut)}')

@@ -184,10 +184,16 @@ class Output:
             os.close(fd)
             self._tell("the target was opened anew, but too many writers are stuck at the old one: it stays")
             return
+        try:
+            writer = LineWriter(fd)
+        except (OSError, RuntimeError) as exc:
+            os.close(fd)
+            self._tell(f"no thread to write to the new target: {exc}; the old one stays")
+            return
         if self._writer is not None:
             self._writer.finish()
             self._old.append(self._writer)
-        self._writer = LineWriter(fd)
+        self._writer = writer
 
     def publish(self) -> None:
         """Tell the counts since the last time, and an error that is new or gone."""

@@ -78,6 +78,11 @@ class Server:
         shard = services.tables.workloads.get(accepted.workload)
         if shard is None or len(services.live) >= services.tables.mesh.max_connections:
             services.recorder.arena.count("refused_connections", detail="UO" if shard else "NC")
+            if shard is not None and services.access.on:
+                dst = accepted.dst or OriginalDst("", 0)
+                facts = Facts(accepted.workload, shard, families, accepted.inbound, accepted.client, dst)
+                who = (parties(facts, services, None), security(facts, None))
+                log_connection(services, facts, None, who=who, reason=Reason.OVERLOADED)
             reset(accepted.sock)
             return
         if accepted.dst is None or (accepted.inbound and is_loopback(accepted.dst.host)):

@@ -348,6 +348,14 @@ def test_status_says_where_the_access_log_could_not_be_opened(cli: CliRunner, tm
         assert "/log[x]: Is a directory; what was open stays" in cli.invoke(app, status_args(tmp_path)).stdout
 
 
+@pytest.mark.usefixtures("can_steer")
+def test_check_of_an_access_log_that_could_not_be_opened_anew(cli: CliRunner, tmp_path: Path) -> None:
+    log = {"target": "/log", "error": "/log: Is a directory", "written": 0, "dropped": {}}
+    with agent(tmp_path, json.dumps({**STATUS, "access_log": log}).encode()):
+        found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
+    assert (found.exit_code, findings(found)["access log"]) == (1, False)
+
+
 # --- run
 
 
@@ -541,4 +549,6 @@ def test_check_of_an_agent(cli: CliRunner, tmp_path: Path, state: str, error: st
         found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
     assert found.exit_code == (0 if ok else 1), found.output
     assert findings(found)["agent"] is not bool(error)
+    assert findings(found)["access log"] is None
+    assert "7 lines lost (ENOSPC)" in found.stdout
     assert findings(found)["workload shop/web-1"] is {"steered": True, "absent": None, "failed": False}[state]

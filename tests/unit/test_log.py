@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import socket
 import stat
 import subprocess
 import sys
@@ -109,13 +110,23 @@ def test_debug_messages_have_a_rate(told: Told) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["file", "terminal", "full", "closed"])
+@pytest.mark.parametrize("kind", ["file", "terminal", "socket", "full", "closed"])
 def test_what_a_message_may_be_written_to(kind: str, tmp_path: Path) -> None:
     if kind == "terminal":
         ours, theirs = pty.openpty()
         assert write_now(theirs, b"line\n")
         assert os.read(ours, 100) == b"line\r\n"
         os.close(ours)
+    elif kind == "socket":
+        # As systemd gives it: a stream to the journal.
+        near, far = socket.socketpair()
+        with near, far:
+            sent = 0
+            while write_now(near.fileno(), b"x" * 4095 + b"\n"):
+                sent += 4096
+            assert sent > 4096
+            assert len(far.recv(sent, socket.MSG_WAITALL)) == sent
+        return
     elif kind == "file":
         theirs = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
         assert write_now(theirs, b"line\n")

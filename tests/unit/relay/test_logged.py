@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from typing import Any
 
 import pytest
 
-from netproxy.addr import SpiffeId, WorkloadKey
-from netproxy.config.shard import AccessLog, Endpoint
+from netproxy.accept.listener import Accepted
+from netproxy.addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
+from netproxy.config.shard import AccessLog, Endpoint, MeshShard
 from netproxy.decide.route import Choice
 from netproxy.errors import Reason
+from netproxy.identity.tls import ContextCache
 from netproxy.observe.access import Entry
 from netproxy.observe.record import Parties
+from netproxy.relay.serve import Server
 from netproxy.relay.tcp import TcpRelay
 
-from .streams import WEB, FakeStream, World, play, turns, web_shard
+from .streams import CLIENT, WEB, FakeStream, World, play, turns, web_shard
 
 GET = (
     b"GET http://shop.example/web?a=b HTTP/1.1\r\nHost: web\r\nX-Request-Id: 11-22\r\n"
@@ -199,6 +203,22 @@ def test_an_opaque_connection() -> None:
         assert (line["protocol"], line["bytes_received"], line["bytes_sent"]) == ("TCP", 3, 2)
         assert (line["reason"], line["duration_ms"]) == ("OK", 1500.0)
         assert line["destination"]["address"] == "10.0.0.1:8080"
+
+    play(main)
+
+
+@pytest.mark.parametrize("inbound", [False, True])
+def test_a_connection_that_is_one_too_many(inbound: bool) -> None:
+    async def main() -> None:
+        world = World(MeshShard(max_connections=0))
+        near, far = socket.socketpair()
+        accepted = Accepted(far, CLIENT, inbound, ClientAddr("10.0.0.9", 40000), OriginalDst("10.0.0.1", 80))
+        await Server(world.services, ContextCache()).serve(accepted, frozenset((4,)))
+        (line,) = world.lines
+        assert (line["reason"], line["response_flags"], line["protocol"]) == ("OVERLOADED", "UO", "TCP")
+        assert line["reporter"] == ("destination" if inbound else "source")
+        assert line["original_destination"] == "10.0.0.1:80"
+        near.close()
 
     play(main)
 
