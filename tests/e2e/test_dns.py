@@ -82,6 +82,7 @@ class Scene:
     def start_resolver(self) -> None:
         hosts = self.mesh.stage.folder / "hosts"
         lines = [f"{address} outside.example" for address in OUTSIDE.values()]
+        lines += [f"{address} front.example" for address in self.outside.addresses]
         lines += [f"10.9.0.{n} many.example" for n in range(1, MANY + 1)]
         lines += [f"fd99::{n:x} many.example" for n in range(1, MANY + 1)]
         hosts.write_text("\n".join(lines) + "\n")
@@ -429,6 +430,32 @@ def test_capture_is_a_choice_of_each_workload(scene: Scene) -> None:
     mesh.put(mesh.workload(client, app="client"))
     wait_for(lambda: scene.status(client)["source"] != "Workload", "all to be as it was")
     assert scene.agent.metric("netproxy_events_total", event="internal_errors") == 0
+
+
+def test_a_host_outside(scene: Scene) -> None:
+    """Its name is a virtual address for the app, and for us what the app's own resolver says."""
+    mesh = scene.mesh
+    mesh.serve(scene.outside, "origin", "8080", str(mesh.stage.folder / "front"), "front")
+    assert scene.dig("front.example", "A").records("A") == [scene.outside.ip]
+    mesh.put(
+        {
+            "apiVersion": "netproxy.mesh/v1alpha1",
+            "kind": "ExternalService",
+            "metadata": {"name": "front", "namespace": "other"},
+            "spec": {"hosts": ["front.example"], "ports": [{"name": "web", "port": 8080, "protocol": "HTTP"}]},
+        }
+    )
+
+    def has_vip() -> bool:
+        return scene.dig("front.example", "A").records("A")[0].startswith("240.240.")
+
+    wait_for(has_vip, "its virtual address")
+    assert scene.dig("_web._tcp.front.example", "SRV").records("SRV") == ["0 0 8080 front.example."]
+    assert '"front"' in scene.client.run("curl", "-sS", "--max-time", "20", "http://front.example:8080/hello").stdout
+    mesh.drop("ExternalService", "front", "other")
+    wait_for(
+        lambda: scene.dig("front.example", "A").records("A") == [scene.outside.ip], "the name to be forwarded again"
+    )
 
 
 def test_the_whole_node_without_capture(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from netproxy.arena import BUCKETS_US, GAUGE_DOWNSTREAM, REQ_BUCKETS, REQUESTS, ArenaReader, ArenaWriter
 from netproxy.errors import Reason
 from netproxy.observe.metrics import Condition, registry, render
-from netproxy.observe.record import CONNECTION_LABELS, REQUEST_LABELS, Parties, Recorder
+from netproxy.observe.record import CONNECTION_LABELS, DNS_QUERIES, REQUEST_LABELS, Parties, Recorder
 from netproxy.settings import ARENA_ROWS, arena_size
 
 CONDITION = Condition(
@@ -136,6 +136,18 @@ def test_events_and_odd_label_values(bench: Bench) -> None:
         frozenset({("event", "refused_connections"), ("detail", odd)}): 1,
         frozenset({("event", "internal_errors"), ("detail", "")}): 1,
     }
+
+
+def test_queries_for_names(bench: Bench) -> None:
+    for recorder, detail in zip(
+        bench.recorders * 2, ("mesh/NOERROR", "mesh/NOERROR", "forwarded/NXDOMAIN"), strict=False
+    ):
+        recorder.arena.count(DNS_QUERIES, detail=detail)
+    assert bench.named("netproxy_dns_queries_total") == {
+        frozenset({("source", "mesh"), ("rcode", "NOERROR")}): 2,
+        frozenset({("source", "forwarded"), ("rcode", "NXDOMAIN")}): 1,
+    }
+    assert bench.named("netproxy_events_total") == {}
 
 
 def test_overflow_rows_are_shown_as_such(bench: Bench) -> None:
