@@ -567,9 +567,8 @@ class Supervisor:
 
     def _brain_log_level(self, _child: Child, message: Message) -> None:
         own_log.set_level(message.fields["level"])
-        for worker in self.children.values():
-            if worker.role == "worker":
-                self._send(worker, "log_level", level=message.fields["level"])
+        for worker in self._told_workers():
+            self._send(worker, "log_level", level=message.fields["level"])
 
     def _brain_unsteered(self, _child: Child, message: Message) -> None:
         if self.stopping == "unsteer":
@@ -577,6 +576,10 @@ class Supervisor:
 
     def _workers(self) -> list[Child]:
         return [c for c in self.children.values() if c.role == "worker" and c.state in ("syncing", "ready")]
+
+    def _told_workers(self) -> list[Child]:
+        """Also those that drain; not those that have not said hello, since their first message is the welcome."""
+        return [c for c in self.children.values() if c.role == "worker" and c.state != "started"]
 
     def _to_brain(self, op: str, **fields: Any) -> None:
         for child in self.children.values():
@@ -598,9 +601,8 @@ class Supervisor:
         if self.access_fd >= 0:
             os.close(self.access_fd)
         self.access_fd = fd
-        for child in self.children.values():
-            if child.role == "worker" and child.state != "started":
-                self._send(child, "access_log", (fd,))
+        for worker in self._told_workers():
+            self._send(worker, "access_log", (fd,))
         return True
 
     # -- namespaces ---------------------------------------------------------------------------------
@@ -688,9 +690,8 @@ class Supervisor:
             return
         if item.request >= 0:
             self._to_brain("attach", id=item.request, workload=key, error="detached")
-        for child in self.children.values():
-            if child.role == "worker":
-                self._send(child, "unlisten", workload=key)
+        for worker in self._told_workers():
+            self._send(worker, "unlisten", workload=key)
         for sockets in item.listeners.values():
             _close_all(sockets)
         self._disown([item])

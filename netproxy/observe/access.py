@@ -34,16 +34,9 @@ _MARK = "..."
 _ALL = 1 << 32
 
 
-@dataclass(slots=True)
-class Request:
-    """What only HTTP has. Times are from the end of the request head, -1.0 for what never came."""
+class Outcome(NamedTuple):
+    """How a request was answered. Times are from the end of its head, -1.0 for what never came."""
 
-    method: bytes
-    target: bytes
-    authority: bytes = b""
-    request_id: bytes = b""
-    user_agent: bytes = b""
-    forwarded_for: bytes = b""
     status: int = 0
     responded: bool = False
     """The status is the upstream's."""
@@ -52,6 +45,19 @@ class Request:
     """The last attempt's connection had served others before."""
     connect_s: float = -1.0
     head_s: float = -1.0
+
+
+@dataclass(slots=True)
+class Request:
+    """What only HTTP has."""
+
+    method: bytes
+    target: bytes
+    authority: bytes = b""
+    request_id: bytes = b""
+    user_agent: bytes = b""
+    forwarded_for: bytes = b""
+    outcome: Outcome = Outcome()
 
 
 @dataclass(slots=True)
@@ -238,9 +244,9 @@ def _line(entry: Entry, began: float, fixed: Fixed, limit: int) -> bytes:
         ):
             if value:
                 out.append(f'"{name}":{_octets(name, value, most, limit, cut)}')
-        if request.status:
-            out.append(f'"response_code":{request.status}')
-        if request.responded:
+        if request.outcome.status:
+            out.append(f'"response_code":{request.outcome.status}')
+        if request.outcome.responded:
             details = details.replace("_before_", "_after_")
     if details:
         out.append(f'"response_code_details":"{details}"')
@@ -249,13 +255,15 @@ def _line(entry: Entry, began: float, fixed: Fixed, limit: int) -> bytes:
         f'"bytes_sent":{entry.moved[1]},"duration_ms":{entry.duration_s * 1e3:.3f}'
     )
     if request is not None:
-        if request.connect_s >= 0:
-            out.append(f'"upstream_connect_ms":{request.connect_s * 1e3:.3f}')
-        if request.head_s >= 0:
-            out.append(f'"response_head_ms":{request.head_s * 1e3:.3f}')
-        if request.attempts:
-            reused = "true" if request.reused else "false"
-            out.append(f'"upstream_request_attempt_count":{request.attempts},"upstream_connection_reused":{reused}')
+        if request.outcome.connect_s >= 0:
+            out.append(f'"upstream_connect_ms":{request.outcome.connect_s * 1e3:.3f}')
+        if request.outcome.head_s >= 0:
+            out.append(f'"response_head_ms":{request.outcome.head_s * 1e3:.3f}')
+        if request.outcome.attempts:
+            reused = "true" if request.outcome.reused else "false"
+            out.append(
+                f'"upstream_request_attempt_count":{request.outcome.attempts},"upstream_connection_reused":{reused}'
+            )
     if entry.detail:
         detail = _octets("detail", entry.detail.encode("utf-8", "backslashreplace"), MAX_DETAIL, limit, cut)
         out.append(f'"detail":{detail}')

@@ -45,6 +45,7 @@ from ..codec.events import (
 from ..codec.h1 import H1Limits, H1Server, server_engine
 from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
+from ..observe.access import Outcome
 from ..observe.record import Parties
 from ..stream import Stream
 from ..upstream.pool import PoolKey
@@ -265,7 +266,7 @@ class HttpConnection:
         who = (parties(self.facts, self.services, None), security(self.facts, None))
         self.services.recorder.request(*who, status, reason, numbers)
         if self.services.access.on:
-            ended = Ended(reason, detail, numbers[0], (0, 0), status)
+            ended = Ended(reason, detail, numbers[0], (0, 0), Outcome(status))
             log_request(self.services, self.facts, None, who=who, head=None, request_id=b"", ended=ended)
         self.linger()
 
@@ -832,19 +833,15 @@ class Exchange:
             self._connection.exchange_done(must_close=must_close)
 
     def _log(self, who: tuple[Parties, str], reason: Reason, duration_s: float, why: tuple[str, str]) -> None:
-        ended = Ended(
-            reason,
-            why[0],
-            duration_s,
-            (self._moved_in, self._moved_out),
+        outcome = Outcome(
             self._status,
             self._response_started,
             self._attempts,
             self._reused,
             self._connected_at - self._started if self._connected_at else -1.0,
             self._head_at - self._started if self._head_at else -1.0,
-            why[1],
         )
+        ended = Ended(reason, why[0], duration_s, (self._moved_in, self._moved_out), outcome, why[1])
         request_id = next((value for name, value in self._sent_head.headers if name == b"x-request-id"), b"")
         log_request(
             self._services,

@@ -7,25 +7,20 @@ from typing import NamedTuple
 from ..codec.events import RequestHead
 from ..decide.route import Choice
 from ..errors import Reason
-from ..observe.access import Entry, Request
+from ..observe.access import Entry, Outcome, Request
 from ..observe.record import Parties
 from .exchange import origin_form
 from .services import Facts, Services
 
 
 class Ended(NamedTuple):
-    """How a request ended. Times in seconds since its head was there, -1.0 for what never came."""
+    """How a request ended."""
 
     reason: Reason
     detail: str
     duration_s: float
     moved: tuple[int, int]
-    status: int = 0
-    responded: bool = False
-    attempts: int = 0
-    reused: bool = False
-    connect_s: float = -1.0
-    head_s: float = -1.0
+    outcome: Outcome
     decided_by: str = ""
 
 
@@ -40,7 +35,7 @@ def log_request(
     ended: Ended,
 ) -> None:
     """`head`: as it came, None when it never was complete. `request_id`: as it went on."""
-    if not services.access.wants(ended.reason, ended.status, ended.duration_s, request_id):
+    if not services.access.wants(ended.reason, ended.outcome.status, ended.duration_s, request_id):
         return
     if head is not None:
         target, authority = origin_form(head.target)
@@ -55,9 +50,7 @@ def log_request(
                 request.forwarded_for += b"," + value if request.forwarded_for else value
     else:
         request = Request(b"", b"")
-    request.status, request.responded = ended.status, ended.responded
-    request.attempts, request.reused = ended.attempts, ended.reused
-    request.connect_s, request.head_s = ended.connect_s, ended.head_s
+    request.outcome = ended.outcome
     entry = _entry(facts, choice, who, ended.reason, ended.detail)
     entry.duration_s, entry.moved, entry.decided_by = ended.duration_s, ended.moved, ended.decided_by
     entry.request = request

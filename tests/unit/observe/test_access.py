@@ -20,6 +20,7 @@ from netproxy.observe.access import (
     MAX_VALUE,
     AccessLogger,
     Entry,
+    Outcome,
     Request,
     render,
 )
@@ -50,6 +51,7 @@ def entry(request: Request | None = None, **more: Any) -> Entry:
 
 
 def get(**more: Any) -> Request:
+    outcome = Outcome(200, more.pop("responded", True), 1, True, 0.001, 0.2)
     return Request(
         **{
             "method": b"GET",
@@ -58,12 +60,7 @@ def get(**more: Any) -> Request:
             "request_id": b"11-22",
             "user_agent": b"curl/8",
             "forwarded_for": b"192.0.2.1",
-            "status": 200,
-            "responded": True,
-            "attempts": 1,
-            "reused": True,
-            "connect_s": 0.001,
-            "head_s": 0.2,
+            "outcome": outcome,
             **more,
         }
     )
@@ -204,7 +201,7 @@ def test_every_field_of_a_request() -> None:
 
 def test_what_does_not_apply_is_left_out() -> None:
     refused = entry(
-        Request(b"", b"", status=400),
+        Request(b"", b"", outcome=Outcome(400)),
         reason=Reason.DOWNSTREAM_PROTOCOL,
         endpoint="",
         principal="",
