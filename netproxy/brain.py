@@ -357,6 +357,7 @@ class Brain:
                 "wanted": self.workloads.mechanisms.wanted,
                 "mechanism": (choice.mechanism or "none") if choice else "none",
                 "reason": choice.reason if choice else "not tried yet",
+                "outbound_port": self.settings.outbound_port,
             },
             "processes": self.children.get("children", []),
             "supervisor_pid": self.children.get("pid"),

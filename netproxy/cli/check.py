@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -15,7 +16,10 @@ import typer
 import yaml
 from rich.table import Table
 
+from redirect import RedirectError, observe
 from redirect.netfilter.rules import MECHANISMS, Mechanism
+from redirect.netns import open_netns
+from redirect.obstacles import blocked
 from redirect.probe import Choice, Probe, Wanted, choose, probe
 
 from .ask import console, fetch
@@ -39,7 +43,8 @@ def check(
 ) -> None:
     """What an agent needs of this machine, tried out; and, if one runs, how it and its workloads are.
 
-    Changes nothing: rules are tried in a network namespace of its own. Exit code 1 when something fails.
+    Changes nothing: rules are tried in a network namespace of its own, and out of each steered workload goes one
+    connection, to see whether rules of others keep it from the proxy. Exit code 1 when something fails.
     Example: netproxy check --node node-a
     """
     name = node_name(node)
@@ -149,7 +154,25 @@ def _agent(path: str) -> list[Finding]:
             for item in status["workloads"]
         ),
         Finding("steering", status["steering"]["mechanism"] != "none" or None, _choice(status["steering"])),
+        *_ways_out(status),
     ]
+
+
+def _ways_out(status: dict[str, Any]) -> Iterator[Finding]:
+    """A connection out of each steered workload: rules of others may be in the way of ours."""
+    for item in status["workloads"]:
+        if item["state"] != "steered" or os.geteuid() != 0:
+            continue
+        try:
+            fd = open_netns(item["netns"])
+            try:
+                routes = observe(fd, status["node"], ("nftables",)).routes
+                said = blocked(fd, routes, status["steering"]["outbound_port"])
+            finally:
+                os.close(fd)
+        except RedirectError as exc:
+            said = str(exc)
+        yield Finding(f"way out of {item['workload']}", not said, said or "a connection reaches the proxy")
 
 
 def _choice(steering: dict[str, Any]) -> str:

@@ -208,7 +208,12 @@ STATUS: dict[str, Any] = {
     "config": {"path": "/etc/mesh", "age_s": 1.0, "error": ""},
     "identity_error": "",
     "state_error": "",
-    "steering": {"wanted": "auto", "mechanism": "iptables-nft", "reason": "nftables can't be used: [no] module"},
+    "steering": {
+        "wanted": "auto",
+        "mechanism": "iptables-nft",
+        "reason": "nftables can't be used: [no] module",
+        "outbound_port": 15001,
+    },
     "supervisor_pid": 1,
     "workloads": [
         {
@@ -229,6 +234,7 @@ STATUS: dict[str, Any] = {
             "addresses": ["10.0.0.1"],
             "identity": "spiffe://x",
             "certificate_not_after": 0,
+            "netns": "/run/netns/none-of-that-name",
             "detail": "",
             "dns": {"capture": True, "nameservers": ["10.0.0.53"], "source": "/etc/resolv.conf", "note": "[/odd]"},
         }
@@ -500,6 +506,9 @@ def can_steer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where all is there: what it really has, tests/kernel says."""
     monkeypatch.setattr(check.os, "geteuid", lambda: 0)
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda _name: ModuleSpec("nftables", None, origin="there"))
+    monkeypatch.setattr(check, "open_netns", lambda _path: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(check, "observe", lambda _fd, node, _mechanisms: Observed(node, True, frozenset(), ()))
+    monkeypatch.setattr(check, "blocked", lambda _fd, _cidrs, _port: "")
     monkeypatch.setattr(check, "probe", lambda mechanism: Probe(frozenset({4, 6}), "", mechanism))
 
 
@@ -551,4 +560,15 @@ def test_check_of_an_agent(cli: CliRunner, tmp_path: Path, state: str, error: st
     assert findings(found)["agent"] is not bool(error)
     assert findings(found)["access log"] is None
     assert "7 lines lost (ENOSPC)" in found.stdout
+    assert findings(found).get("way out of shop/web-1", False) is (state == "steered")
     assert findings(found)["workload shop/web-1"] is {"steered": True, "absent": None, "failed": False}[state]
+
+
+@pytest.mark.usefixtures("can_steer")
+def test_check_says_what_is_in_the_way(cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "blocked", lambda _fd, _cidrs, port: f"nothing reaches {port}: inet odd input")
+    with agent(tmp_path, json.dumps(STATUS).encode()):
+        found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
+    assert found.exit_code == 1
+    for text in ("nothing reaches 15001: inet odd input", "in force closed", "3 connections older than the rules"):
+        assert text in found.stdout
