@@ -31,8 +31,9 @@ _ERROR = 2
 _DATAGRAMS = 256
 """Read at once of what may be a flood; the rest is thrown away with the next."""
 
-_LEGACY = {4: (socket.AF_INET, socket.SOL_IP, 112), 6: (socket.AF_INET6, socket.IPPROTO_IPV6, 168)}
-"""Family, level, and the size of struct ipt_entry (ip6t_entry), whose last 16 octets are counters."""
+_LEGACY = {4: (socket.AF_INET, socket.SOL_IP, 112, 90), 6: (socket.AF_INET6, socket.IPPROTO_IPV6, 168, 142)}
+"""Family, level, the size of struct ipt_entry (ip6t_entry), and where in it next_offset is. What comes behind that is
+no part of the rule: a mark of the kernel's check for loops, and the counters."""
 _GET_INFO, _GET_ENTRIES = 64, 65
 _INFO = struct.Struct("=32sI5I5III")  # name, valid_hooks, hook_entry, underflow, num_entries, size
 _ENTRIES = struct.Struct("=32sII")  # name, size and padding
@@ -125,7 +126,7 @@ class Watch:
 
 def _legacy(family: int) -> bytes:
     """Of the tables of one family that we use, in the calling thread's namespace."""
-    domain, level, entry = _LEGACY[family]
+    domain, level, entry, next_offset = _LEGACY[family]
     digest = hashlib.sha256()
     try:
         sock = socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
@@ -139,8 +140,8 @@ def _legacy(family: int) -> bytes:
             blob = bytearray(_getsockopt(sock, level, _GET_ENTRIES, head, len(head) + size)[len(head) :])
             place = 0
             while place + entry <= size:
-                step = struct.unpack_from("=H", blob, place + entry - 22)[0]
-                blob[place + entry - 20 : place + entry] = bytes(20)  # comefrom and counters
+                step = struct.unpack_from("=H", blob, place + next_offset)[0]
+                blob[place + next_offset + 2 : place + entry] = bytes(entry - next_offset - 2)
                 if step < entry:
                     break
                 place += step

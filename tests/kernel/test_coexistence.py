@@ -22,10 +22,11 @@ from tests.kernel.test_steering import (
     mechanism,
     nameservers,
     original_dst,
+    owning,
     pending,
 )
 
-__all__ = ["dual", "mechanism"]
+__all__ = ["dual", "mechanism", "owning"]
 
 DOCKER = """\
 *filter
@@ -207,14 +208,14 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_what_is_in_the_way_is_named(dual: World, obstacle: str) -> None:
+def test_what_is_in_the_way_is_named(owning: World, obstacle: str) -> None:
     text, name = OBSTACLES[obstacle]
-    desired = dual.steering("closed")
-    dual.steer(desired)
-    with closing(dual.outbound(4)), closing(dual.outbound(6)):
-        assert way_out(dual) == ""
-        dual.pod.pipe(text, "nft", "-f", "-")
-        said = way_out(dual)
+    desired = owning.steering("closed")
+    owning.steer(desired)
+    with closing(owning.outbound(4)), closing(owning.outbound(6)):
+        assert way_out(owning) == ""
+        owning.pod.pipe(text, "nft", "-f", "-")
+        said = way_out(owning)
         assert name in said, said
-        dual.pod.run("nft", "delete", "table", *name.split()[:2])
-        assert way_out(dual) == ""
+        owning.pod.run("nft", "delete", "table", *name.split()[:2])
+        assert way_out(owning) == ""
