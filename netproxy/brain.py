@@ -219,14 +219,18 @@ class Brain:
         if self.snapshot is not None and await self._look(self.snapshot):
             self._publish(self.snapshot)
 
-    def _publish(self, snapshot: Snapshot) -> None:
-        """Send what changed. What is new goes first, so that nobody learns of a route before its backend."""
-        shards: dict[str, Shard] = dict(snapshot.shards)
-        for item in snapshot.local_workloads:
+    def _shards(self, snapshot: Snapshot | None) -> dict[str, Shard]:
+        """What workers are to know: of the files, and of what this node found out itself."""
+        shards: dict[str, Shard] = dict(snapshot.shards) if snapshot is not None else {}
+        for item in snapshot.local_workloads if snapshot is not None else ():
             key = f"workload/{item.key}"
             if isinstance(shard := shards[key], WorkloadShard):
                 shards[key] = replace(shard, nameservers=self.resolvers.found(item.key).nameservers)
-        shards |= {shard.key(): shard for shard in self.certificates.svids.values()}
+        return shards | {shard.key(): shard for shard in self.certificates.svids.values()}
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Send what changed. What is new goes first, so that nobody learns of a route before its backend."""
+        shards = self._shards(snapshot)
         encoded = {key: encode_shard(shard) for key, shard in shards.items()}
         versions = {key: hashlib.sha256(data).hexdigest()[:16] for key, data in encoded.items()}
         for key in {f"svid/{item.identity}" for item in snapshot.local_workloads} - set(versions):
@@ -301,8 +305,7 @@ class Brain:
         """Raises ConfigError when there is no such thing."""
         held = (await self.ask("state"))["shards"]
         snapshot = self.snapshot
-        shards: dict[str, Shard] = dict(snapshot.shards) if snapshot is not None else {}
-        shards |= {shard.key(): shard for shard in self.certificates.svids.values()}
+        shards = self._shards(snapshot)
         about = {
             "node": self.settings.node,
             "netproxy": __version__,

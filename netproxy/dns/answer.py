@@ -142,6 +142,7 @@ class Responder:
         try:
             # A signature (TSIG) is the resolver's to check; what is ours we answer without one.
             message = dns.message.from_wire(wire, keyring=False)
+            question_end(wire)
         except (dns.exception.DNSException, ValueError):
             return Outcome(header_only(wire, dns.rcode.FORMERR))
         question = Question(wire, message, stream)

@@ -144,7 +144,8 @@ def addresses(answer: dns.message.Message) -> list[str]:
 
 @contextlib.contextmanager
 def scene_of(folder: Path, families: Sequence[int], **client: Any) -> Iterator[Scene]:
-    mesh = Mesh(f"d{os.getpid() % 100000}{next(_numbers)}", folder / "m", families=families)
+    workers = 2 if tuple(families) == (4,) else 1
+    mesh = Mesh(f"d{os.getpid() % 100000}{next(_numbers)}", folder / "m", families=families, workers=workers)
     try:
         scene = Scene(mesh, families, **client)
         scene.start()
