@@ -340,6 +340,34 @@ def test_a_resolver_that_is_down(scene: Scene) -> None:
     assert scene.agent.get("/healthz")[0] == 200
 
 
+def test_a_resolver_that_is_silent(scene: Scene) -> None:
+    """Who waits for it is bounded in number and time, and nobody else waits."""
+    names = [f"{n}.example" for n in range(10)]
+    scene.mesh.put(scene.mesh.mesh_config(dnsTimeout="500ms", dnsMaxOutstanding=5))
+    wait_for(lambda: b'"dns_max_outstanding": 5' in scene.agent.get("/config_dump")[1], "the limit to be read")
+    scene.stop_resolver()
+    before = {
+        event: scene.agent.metric("netproxy_events_total", event=event) for event in ("dns_limit", "dns_timeouts")
+    }
+
+    def counted(event: str) -> float:
+        return scene.agent.metric("netproxy_events_total", event=event) - before[event]
+
+    try:
+        with socket_in(scene.outside, scene._family, socket.SOCK_DGRAM) as silent:
+            silent.bind((scene.resolver, 53))
+            wait_for(lambda: len(scene.ask(*names)) and counted("dns_limit"), "the limit to be in force")
+            before["dns_limit"] += counted("dns_limit")
+            before["dns_timeouts"] += counted("dns_timeouts")
+            found = scene.ask(*names, "web")
+            assert [answer.rcode() for answer in found] == [dns.rcode.SERVFAIL] * 20 + [dns.rcode.NOERROR] * 2
+            assert (counted("dns_limit"), counted("dns_timeouts")) == (15, 10)
+    finally:
+        scene.mesh.drop("MeshConfig", "mesh", "netproxy-system")
+        scene.start_resolver()
+    wait_for(lambda: len(scene.ask("outside.example")) == 2, "the resolver")
+
+
 def test_names_without_a_brain_and_without_a_worker(scene: Scene) -> None:
     agent = scene.agent
     (worker,) = agent.pids("worker")
