@@ -224,6 +224,10 @@ def test_log_level_at_run_time(logged: Logged) -> None:
     wait_for(agent.is_steered, "the agent to be well")
     assert verb("log-level", "warning", "-o", "json") == '{\n  "level": "warning"\n}'
     assert agent.status()["log_level"] == "warning"
+    (brain,) = agent.pids("brain")
+    os.kill(brain, signal.SIGKILL)
+    wait_for(lambda: agent.is_healthy() and agent.pids("brain") not in ([], [brain]), "a new brain")
+    assert verb("log-level") == "warning"
     assert verb("log-level", "info") == "info"
     assert quiet not in agent.log.read_text().partition(loud)[0]
 

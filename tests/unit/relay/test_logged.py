@@ -182,6 +182,26 @@ def test_an_upstream_that_breaks(answer: bytes, details: str, status: int) -> No
     play(main)
 
 
+def test_a_tunnel_at_its_end() -> None:
+    async def main() -> None:
+        world = World()
+        client, _ = world.connect()
+        client.peer_sends(b"GET /web HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+        upstream = await world.accept()
+        upstream.peer_sends(b"HTTP/1.1 101 OK\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+        client.peer_sends(b"abc")
+        upstream.peer_sends(b"12")
+        assert not world.lines
+        world.time += 60
+        client.peer_ends()
+        upstream.peer_ends()
+        (line,) = world.lines
+        assert (line["response_code"], line["reason"], line["duration_ms"]) == (101, "OK", 60_000.0)
+        assert (line["bytes_received"], line["bytes_sent"]) == (3, 2)
+
+    play(main)
+
+
 def test_an_opaque_connection() -> None:
     async def main() -> None:
         world = World()
