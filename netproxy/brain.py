@@ -67,7 +67,7 @@ class Brain:
         self.state = StateFolder(self.settings.state_dir)
         self.certificates = Certificates(self.settings, self.state, self._reader)
         self.workloads = Pods(self.settings, self)
-        self.resolvers = Resolvers(self.settings.dns_port)
+        self.resolvers = Resolvers(self.settings.dns_port, self.state.load("nameservers"))
         self._synced = asyncio.Event()
         self._stopping = False
         self._idle = asyncio.Event()
@@ -186,7 +186,7 @@ class Brain:
                 self.config_error = ""  # a folder that went away is back as it was
                 await self._save_again()
                 return
-            vips = self.state.load_vips() if self.snapshot is None else self.snapshot.vips
+            vips = self.state.load("vips") if self.snapshot is None else self.snapshot.vips
             context = Context(self.settings.node, vips=vips)
             snapshot = await self._loop.run_in_executor(self._reader, self._loader.load, context)
         except ConfigError as exc:
@@ -201,7 +201,7 @@ class Brain:
         self.snapshot = snapshot
         self.applied_at = time.time()
         self.state.note("last-good", self._loader.memory_error)
-        self.state.save_vips(snapshot.vips)
+        self.state.save("vips", snapshot.vips)
         await self.certificates.want({item.identity for item in snapshot.local_workloads}, snapshot.mesh.trust_domain)
         await self._look(snapshot)
         self._publish(snapshot)
@@ -213,7 +213,10 @@ class Brain:
     async def _look(self, snapshot: Snapshot) -> bool:
         """For the resolvers of workloads. True when some have changed."""
         arguments = (snapshot.local_workloads, snapshot.vip_networks)
-        return await self._loop.run_in_executor(self._reader, self.resolvers.look, *arguments)
+        changed = await self._loop.run_in_executor(self._reader, self.resolvers.look, *arguments)
+        if changed:
+            self.state.save("nameservers", self.resolvers.nameservers)
+        return changed
 
     async def _look_for_resolvers(self) -> None:
         if self.snapshot is not None and await self._look(self.snapshot):
@@ -253,7 +256,8 @@ class Brain:
         """What could not be written while the disk was full or read-only."""
         if self.snapshot is None or not self.state.should_retry() or not self.state.make():
             return
-        self.state.save_vips(self.snapshot.vips)
+        self.state.save("vips", self.snapshot.vips)
+        self.state.save("nameservers", self.resolvers.nameservers)
         await self._loop.run_in_executor(self._reader, self._loader.save)
         self.state.note("last-good", self._loader.memory_error)
         await self.certificates.save_again()

@@ -22,7 +22,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .addr import WorkloadKey, canonical_ip, is_loopback
@@ -62,10 +62,14 @@ class _Known:
 
 
 class Resolvers:
-    """By local workload. `dns_port` is where we listen for queries; virtual addresses are no resolvers either."""
+    """By local workload. `dns_port` is where we listen for queries; virtual addresses are no resolvers either.
 
-    def __init__(self, dns_port: int, *, root: str = "/") -> None:
+    `before` is what a predecessor knew: it counts until a file can be read.
+    """
+
+    def __init__(self, dns_port: int, before: Mapping[str, tuple[str, ...]] = {}, *, root: str = "/") -> None:
         self._dns_port = dns_port
+        self._before = dict(before)
         self._root = root
         self._vip_networks: tuple[str, ...] = ()
         self._known: dict[WorkloadKey, _Known] = {}
@@ -74,9 +78,13 @@ class Resolvers:
         known = self._known.get(WorkloadKey(key))
         return known.found if known is not None else Found()
 
+    @property
+    def nameservers(self) -> dict[str, tuple[str, ...]]:
+        return {key: known.found.nameservers for key, known in self._known.items()}
+
     def look(self, workloads: Iterable[LocalWorkload], vip_networks: Sequence[str]) -> bool:
         """Read what is new or changed. True when any workload has other resolvers now. Blocks."""
-        before = {key: known.found.nameservers for key, known in self._known.items()}
+        before = self.nameservers
         wanted = {item.key: item for item in workloads}
         for key in set(self._known) - set(wanted):
             del self._known[key]
@@ -87,7 +95,7 @@ class Resolvers:
         usable = _Usable(self._dns_port, vip_networks)
         for key, item in wanted.items():
             self._look(key, item, usable)
-        return before != {key: known.found.nameservers for key, known in self._known.items()}
+        return before != self.nameservers
 
     def _look(self, key: WorkloadKey, item: LocalWorkload, usable: _Usable) -> None:
         known = self._known.get(key)
@@ -113,7 +121,7 @@ class Resolvers:
             found = Found(nameservers, source, note or ("" if nameservers else "names no nameserver"))
         except (OSError, ValueError) as exc:
             why = exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc)
-            kept = known.found.nameservers if known is not None else ()
+            kept = known.found.nameservers if known is not None else self._before.get(key, ())
             found, stamp = Found(kept, source, f"{why}; what was known before stays" if kept else why), None
         if found.note and (known is None or known.found.note != found.note):
             log(f"{key}: nameservers: {source}: {found.note}", WARNING)

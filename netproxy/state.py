@@ -1,4 +1,4 @@
-"""The state folder of a node: VIP assignments, and which of its files could not be written. Brain's part.
+"""The state folder of a node: what addresses were found or assigned, and what could not be written. Brain's part.
 
 Without the folder we go on, and forget at a restart what could not be written.
 """
@@ -10,11 +10,15 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from .log import WARNING, log
 
 AGAIN_S = 5.0
 """Between two tries of what failed."""
+
+Addresses = Literal["vips", "nameservers"]
+"""Of services and external hosts; of the resolvers of workloads."""
 
 
 class StateFolder:
@@ -22,7 +26,6 @@ class StateFolder:
         self.path = path
         self._errors: dict[str, str] = {}
         self._retry_at = 0.0
-        self._vips = os.path.join(path, "vips.json")
 
     @property
     def error(self) -> str:
@@ -54,20 +57,24 @@ class StateFolder:
         self._retry_at = time.monotonic() + AGAIN_S
         return True
 
-    def load_vips(self) -> dict[str, tuple[str, ...]]:
-        with contextlib.suppress(OSError, ValueError), open(self._vips) as file:
-            return {key: tuple(value) for key, value in json.load(file).items()}
+    def load(self, what: Addresses) -> dict[str, tuple[str, ...]]:
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError), open(self._file(what)) as file:
+            return {key: tuple(map(str, value)) for key, value in json.load(file).items()}
         return {}
 
-    def save_vips(self, vips: Mapping[str, Iterable[str]]) -> None:
+    def save(self, what: Addresses, addresses: Mapping[str, Iterable[str]]) -> None:
+        path = self._file(what)
         try:
-            with open(f"{self._vips}.new", "w") as file:
-                json.dump({key: list(value) for key, value in vips.items()}, file)
-            os.replace(f"{self._vips}.new", self._vips)
+            with open(f"{path}.new", "w") as file:
+                json.dump({key: list(value) for key, value in addresses.items()}, file)
+            os.replace(f"{path}.new", path)
         except OSError as exc:
-            self.note("vips", exc)
+            self.note(what, exc)
         else:
-            self.note("vips")
+            self.note(what)
+
+    def _file(self, what: Addresses) -> str:
+        return os.path.join(self.path, f"{what}.json")
 
 
 def in_short(errors: Iterable[str]) -> str:

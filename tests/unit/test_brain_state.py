@@ -205,7 +205,8 @@ def test_a_disk_that_cant_be_written_is_told_and_written_later(node: Node, capfd
         brain.state._retry_at = 0.0
         await brain._configure()
         assert brain.status()["state_error"] == ""
-        assert {path.name for path in node.state.iterdir()} == {"vips.json", "last-good.json", "svid"}
+        files = {"vips.json", "nameservers.json", "last-good.json", "svid"}
+        assert {path.name for path in node.state.iterdir()} == files
         assert {node.svid_file("web").exists(), node.svid_file("api").exists()} == {True}
 
     run(main)

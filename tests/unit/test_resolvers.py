@@ -169,6 +169,10 @@ def test_what_can_not_be_read_leaves_what_was_known(host: Host, make: Callable[[
     fresh.look((workload(),), VIPS)
     assert fresh.found(KEY).nameservers == ()
     assert fresh.found(KEY).note
+    # A new brain knows what the one before it knew.
+    fresh = Resolvers(15053, host.resolvers.nameservers, root=str(host.root))
+    assert fresh.look((workload(),), VIPS)
+    assert fresh.found(KEY) == host.found
 
 
 def test_a_link_leads_nowhere_else(host: Host, tmp_path_factory: pytest.TempPathFactory) -> None:
