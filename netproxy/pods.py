@@ -191,13 +191,7 @@ class Pods:
         """Begin what is to be done. Each workload has a task of its own, at most one at a time."""
         now = time.monotonic()
         for pod in self.pods.values():
-            wanted = (pod.want.failure_policy, self._captures(pod), self.vip_cidrs, pod.want.traffic)
-            if pod.state == "steered" and (
-                (pod.policy, pod.dns, pod.vip_cidrs, pod.traffic) != wanted
-                # Nobody has asked yet what can be used, or something else is.
-                or (choice := self.mechanisms.choice) is None
-                or choice.mechanism != pod.mechanism
-            ):
+            if pod.state == "steered" and not self._is_as_wanted(pod):
                 pod.set("attaching", "its configuration changed")
         idle = [pod for pod in self.pods.values() if pod.task is None]
         for pod in idle:
@@ -212,6 +206,17 @@ class Pods:
             else:
                 continue  # its turn comes
             pod.check_at = now + _CHECK_S
+
+    def _is_as_wanted(self, pod: Pod) -> bool:
+        """Of what was put there; what is there now, `_check` sees."""
+        choice = self.mechanisms.choice
+        return (
+            (pod.policy, pod.dns, pod.vip_cidrs) == (pod.want.failure_policy, self._captures(pod), self.vip_cidrs)
+            and pod.traffic == pod.want.traffic
+            # None: nobody has asked yet what can be used.
+            and choice is not None
+            and choice.mechanism == pod.mechanism
+        )
 
     def _begin(self, pod: Pod, work: Coroutine[Any, Any, None]) -> None:
         def ended(_task: asyncio.Task[None]) -> None:
@@ -351,8 +356,8 @@ class Pods:
             began, mechanism = time.monotonic(), pod.mechanism
             mark = pod.vigil.begin_look(mechanism) if mechanism is not None else b""
             families, dial_families = await self._families(pod, epoch)
-            if pod.state != "steered":
-                return
+            if pod.state != "steered" or not self._is_as_wanted(pod):
+                return  # a change of the configuration is no repair
             if not (families <= pod.families and dial_families <= pod.dial_families):
                 pod.set("attaching", "it has an address of a new family")
                 return
@@ -360,7 +365,7 @@ class Pods:
             pod.vigil.unsteered = await self._unsteered(pod, epoch)
             if applied.changed:
                 pod.repairs += 1
-                gap = pod.vigil.repaired(time.monotonic())
+                gap = pod.vigil.repaired(mechanism, time.monotonic())
                 log(f"{_key(pod)}: rules or routes were not as they should be, repaired {gap}", WARNING)
                 pod.check_at = 0.0  # our own change: the next look takes its fingerprint
                 pod.vigil.good_at = time.monotonic()

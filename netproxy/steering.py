@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from redirect import Mechanism, RedirectError, Scope
 from redirect.netfilter.rules import MECHANISMS
@@ -149,6 +149,7 @@ class Vigil:
         if self.watch is not None:
             self.watch.close()
         self.watch, self.fingerprint, self.event_at, self._muted = None, b"", 0.0, False
+        self.unsteered = Unsteered(0, ())
 
     def begin_look(self, mechanism: Mechanism) -> bytes:
         """To be kept by `found_good`: what changes after this is not covered by the look."""
@@ -171,24 +172,18 @@ class Vigil:
     def found_good(self, fingerprint: bytes, now: float) -> None:
         self.fingerprint, self.good_at, self.full_at, self.event_at = fingerprint, now, now, 0.0
 
-    def repaired(self, now: float) -> str:
-        """Count the gap. In words, and honest: nobody knows when it really began."""
+    def repaired(self, mechanism: Mechanism | None, now: float) -> str:
+        """Count the gap. In words, and honest: nobody knows when it really began. Rules of legacy iptables are in no
+        event, so what was heard before their repair was something else."""
         bound = now - self.good_at
-        gap = now - self.event_at if self.event_at else bound
+        heard = self.event_at if mechanism != "iptables-legacy" else 0.0
+        gap = now - heard if heard else bound
         self.gap_s += gap
         self.last_gap_s = gap
-        seen = f"{gap:.3f} s after the event was seen, " if self.event_at else ""
+        seen = f"{gap:.3f} s after the event was seen, " if heard else ""
         return f"{seen}at most {bound:.3f} s after it was changed"
 
 
 def scope_of(traffic: Traffic) -> Scope:
-    return Scope(
-        out_include_cidrs=traffic.out_include_cidrs,
-        out_exclude_cidrs=traffic.out_exclude_cidrs,
-        out_include_ports=traffic.out_include_ports,
-        out_exclude_ports=traffic.out_exclude_ports,
-        out_exclude_uids=traffic.out_exclude_uids,
-        in_include_ports=traffic.in_include_ports,
-        in_exclude_ports=traffic.in_exclude_ports,
-        in_exclude_cidrs=traffic.in_exclude_cidrs,
-    )
+    """The same fields, of which `redirect` has a class of its own."""
+    return Scope(**asdict(traffic))

@@ -5,8 +5,10 @@ The rest of the suite runs with nftables, and tests/kernel has every case of ste
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from tests.e2e.load import VIP, Scene
 from tests.e2e.mesh import NAMESPACE, Mesh, dial, get
 
 MeshOf = Callable[..., Mesh]
+ECHO = "240.240.0.20"
 CLIENT, SERVER = f"{NAMESPACE}/client-1", f"{NAMESPACE}/web-1"
 by_each = pytest.mark.parametrize("steering", ["nftables", "iptables"])
 
@@ -41,8 +44,12 @@ def goes_direct(scene: Scene) -> bool:
 
 @by_each
 def test_traffic_goes_through_the_mesh(mesh_of: MeshOf, steering: str) -> None:
-    scene = Scene(mesh_of(steering=steering))
-    scene.mesh.start()
+    mesh = mesh_of(steering=steering)
+    scene = Scene(mesh)
+    opaque = mesh.stage.folder / "opaque.journal"
+    mesh.serve(scene.server, "opaque", "9000", str(opaque), "echo", port=9000)
+    mesh.put(mesh.service("echo", {"app": "web"}, [ECHO], [{"port": 9000, "targetPort": 9000, "appProtocol": "tcp"}]))
+    mesh.start()
     found = workload(scene.agent)
     assert found["steering"].startswith(steering)
     assert (found["failure_policy"], found["policy_in_force"]) == (
@@ -53,6 +60,10 @@ def test_traffic_goes_through_the_mesh(mesh_of: MeshOf, steering: str) -> None:
     assert scene.agent.metric("netproxy_workload_steering", mechanism=found["steering"], workload=CLIENT) == 1
     assert get(scene.client, VIP, "/x").json()["meshed"]
     assert get(scene.client, scene.server.ip, "/x", port=8080).json()["meshed"]
+    with dial(scene.client, ECHO, 9000) as sock:
+        sock.sendall(b"opaque")
+        assert sock.recv(100) == b"opaque"
+    assert scene.agent.metric("netproxy_tcp_connections_opened_total", workload=CLIENT) >= 1
     answer = scene.client.run("dig", "+short", "+tries=1", "@198.51.100.53", f"web.{NAMESPACE}").stdout
     assert answer.split() == [VIP]
     # Inbound: plaintext of a stranger comes to the proxy too, which STRICT lets refuse it.
@@ -129,13 +140,23 @@ def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
     assert scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 0
 
 
-@by_each
-def test_flushed_under_load_it_is_back_within_two_seconds(mesh_of: MeshOf, steering: str) -> None:
-    mesh = mesh_of(nodes=1, steering=steering)
+@pytest.mark.parametrize("mechanism", ["nftables", "iptables-nft", "iptables-legacy"])
+def test_flushed_under_load_it_is_back_within_two_seconds(
+    mesh_of: MeshOf, mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of iptables, the variant is taken that the host's own command is.
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "iptables"
+    command.write_text(f"#!/bin/sh\necho 'iptables v1.8.9 ({mechanism.replace('iptables-nft', 'nf_tables')})'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    mesh = mesh_of(nodes=1, steering=mechanism.partition("-")[0])
     scene = Scene(mesh, client={"failurePolicy": "closed"})
     mesh.start()
-    with scene.to_service() as load:
-        scene.client.run("nft", "flush", "ruleset")
+    assert workload(scene.agent)["steering"] == mechanism
+    flush = ["iptables-legacy", "-w", "-t", "nat", "-F"] if "legacy" in mechanism else ["nft", "flush", "ruleset"]
+    with scene.to_service(fresh=3, kept=0) as load:
+        scene.client.run(*flush)
         wait_for(lambda: scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 1, "the repair")
         load.wait_ok(10, via=("mesh",))
     gap = scene.agent.metric("netproxy_steering_last_gap_seconds", workload=CLIENT)

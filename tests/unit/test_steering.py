@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from netproxy.steering import Looks, Mechanisms, Vigil
-from redirect import RedirectError
+from netproxy.config.snapshot import Traffic
+from netproxy.steering import Looks, Mechanisms, Vigil, scope_of
+from redirect import RedirectError, Scope
 from redirect.netfilter.rules import MECHANISMS, Family, Mechanism
 from redirect.probe import Choice, Probe, Wanted, choose
 
@@ -93,8 +94,18 @@ def test_looks_are_bounded() -> None:
 
 def test_a_gap_is_told_with_its_bound() -> None:
     vigil = Vigil(good_at=100.0)
-    assert vigil.repaired(101.5) == "at most 1.500 s after it was changed"
+    assert vigil.repaired("nftables", 101.5) == "at most 1.500 s after it was changed"
     vigil.found_good(b"", 102.0)
     vigil.event_at = 102.5
-    assert vigil.repaired(102.75) == "0.250 s after the event was seen, at most 0.750 s after it was changed"
+    told = "0.250 s after the event was seen, at most 0.750 s after it was changed"
+    assert vigil.repaired("iptables-nft", 102.75) == told
     assert (vigil.gap_s, vigil.last_gap_s) == (1.75, 0.25)
+    # No event is about rules of legacy iptables: this one was something else.
+    assert vigil.repaired("iptables-legacy", 102.75) == "at most 0.750 s after it was changed"
+    assert (vigil.gap_s, vigil.last_gap_s) == (2.5, 0.75)
+
+
+def test_a_scope_is_the_traffic_of_the_configuration() -> None:
+    assert scope_of(Traffic()) == Scope()
+    traffic = Traffic(out_exclude_ports=(22,), in_exclude_cidrs=("10.0.0.0/8",))
+    assert scope_of(traffic) == Scope(out_exclude_ports=(22,), in_exclude_cidrs=("10.0.0.0/8",))
