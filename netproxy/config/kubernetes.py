@@ -436,7 +436,8 @@ class HTTPRoute(Model):
 
     Regular expressions are RE2's (https://github.com/google/re2/wiki/Syntax): linear time, no back references and no
     look-around. They must match the whole text. One may have 1024 characters and need 1 MiB of memory; a route may have
-    64 of them."""
+    64 of them. A request whose path, headers or parameters are so long that comparing might take more than 50 ms is
+    answered 431."""
 
     api_version: Literal["gateway.networking.k8s.io/v1"]
     kind: Literal["HTTPRoute"]

@@ -259,11 +259,18 @@ def authority_of(host: str, port: int) -> bytes:
 
 
 def request_for_match(head: RequestHead) -> Request:
-    """What routing rules look at. CONNECT has neither path nor query: its target is an authority."""
+    """What routing rules look at. CONNECT has neither path nor query: its target is an authority.
+
+    ``host`` is what goes on: the authority of the target, where it has one, and not the field beside it.
+    """
     method, headers = head.method.decode("latin-1"), headers_for_match(head.headers)
     if head.method == b"CONNECT":
-        return Request("", headers, "", method)
-    path, _, query = origin_form(head.target)[0].decode("latin-1").partition("?")
+        target, authority = b"", head.target
+    else:
+        target, authority = origin_form(head.target)
+    if authority:
+        headers["host"] = authority.decode("latin-1")
+    path, _, query = target.decode("latin-1").partition("?")
     return Request(path, headers, query, method)
 
 

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netproxy.config.shard import HeaderMatch, Match, QueryMatch, Rule
-from netproxy.decide.match import MAX_PARAMETERS, Prepared, Request, first_values
+from netproxy.decide.match import MAX_PARAMETERS, MAX_WORK, Prepared, Request, first_values
+from netproxy.errors import Reason, Refused
+from netproxy.pattern import compile_pattern
 
 
 def fits(match: Match, path: str = "/", query: str = "", method: str = "GET", **headers: str) -> bool:
@@ -202,3 +204,20 @@ def test_an_expression_that_can_t_be_used_matches_nothing() -> None:
         assert len(prepared.broken) == 1
         assert prepared.broken[0].startswith("r: ")
         assert prepared.first(Request("/", {"a": "z"}, "a=b")) is None
+
+
+# --- bounds
+
+
+def test_expressions_have_a_bound_of_work_per_request() -> None:
+    """Unbounded, one request with 60,000 octets of x and 64 such expressions stopped the worker for 50 s."""
+    slow = tuple(HeaderMatch("x", f".*[ab].{{900}}{last}", "regex") for last in "cd")
+    rules = Prepared(tuple(Rule(f"rule {header.value}", (Match(headers=(header,)),), ()) for header in slow))
+    each = compile_pattern(slow[1].value).instructions
+    most = MAX_WORK // each // 2
+    assert rules.first(Request("/", {"x": "x" * most})) is None
+    for text in ("x" * (most + 1), "\xff" * (most // 3 + 1)):
+        with pytest.raises(Refused, match="too long for the regular expressions") as caught:
+            rules.first(Request("/", {"x": text}))
+        assert (caught.value.reason, caught.value.decided_by) == (Reason.HEAD_TOO_LARGE, f"rule {slow[1].value}")
+    assert rules.first(Request("/", {"x": "a" * 901 + "d"})) is not None

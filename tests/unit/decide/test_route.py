@@ -229,6 +229,18 @@ def test_what_a_pattern_costs_is_counted_not_raised() -> None:
             made.route(made.ports[key("web"), 80], Request(path, {"a": "["}), V4)
 
 
+def test_rules_are_prepared_anew_only_when_they_change() -> None:
+    rules = (Rule("r", (Match("regex", "/("), Match("regex", "/[a-c]+")), (Backend(key("web"), 80),)),)
+    made = tables(service("web", A, rules=rules))
+    before = made.ports[key("web"), 80].rules
+    made.put(service("web", A, B, rules=tuple(dataclasses.replace(rule) for rule in rules)))
+    assert made.ports[key("web"), 80].rules is before
+    assert made.broken_patterns == 1
+    assert len(made.ports[key("web"), 80].ready[V4]) == 2
+    made.put(service("web", A, B, rules=(dataclasses.replace(rules[0], name="s"),)))
+    assert made.route(made.ports[key("web"), 80], Request("/abc", {}), V4).rule == "s"
+
+
 def test_an_address_that_moves_to_another_service_in_any_order() -> None:
     before = service("a", A, vip="240.0.0.1"), service("b", B, vip="240.0.0.2")
     swapped = service("a", A, vip="240.0.0.2"), service("b", B, vip="240.0.0.1")
