@@ -228,7 +228,8 @@ class Brain:
         for item in snapshot.local_workloads if snapshot is not None else ():
             key = f"workload/{item.key}"
             if isinstance(shard := shards[key], WorkloadShard):
-                shards[key] = replace(shard, nameservers=self.resolvers.found(item.key).nameservers)
+                found = self.resolvers.found(item.key)
+                shards[key] = replace(shard, nameservers=found.nameservers, trusted_nameservers=found.trusted)
         return shards | {shard.key(): shard for shard in self.certificates.svids.values()}
 
     def _publish(self, snapshot: Snapshot) -> None:
@@ -242,6 +243,9 @@ class Brain:
                 versions[key] = self._versions[key]
         changed = [key for key, version in versions.items() if self._versions.get(key) != version]
         order = {"mesh": 0, "svid": 1, "workload": 2, "service": 3, "external": 4}
+        if snapshot.mesh.outbound_policy == "deny":
+            # Last: what the same change allows must not end before it is known.
+            order["mesh"] = 5
         changed.sort(key=lambda key: (order[key.partition("/")[0]], key in self._versions, key))
         for key in changed:
             self.send("put", key=key, version=versions[key], body=encoded[key])

@@ -10,7 +10,9 @@ Read again when it changed. What can't be used leaves what was known before, and
 addresses mean the workload's own loopback, since it is asked from inside its namespace.
 
 Threat: a process's root is what that process made it. The file is opened within that root (a link in it leads nowhere
-else), only if it is a plain file, and only its first `MAX_FILE` octets are worth reading.
+else), only if it is a plain file, and only its first `MAX_FILE` octets are worth reading. And whoever answers for a
+name decides where a call to it goes: `Found.trusted` leaves out what that file says, and loopback, where the workload
+may listen itself. What is declared is trusted whatever it is.
 """
 
 from __future__ import annotations
@@ -47,11 +49,15 @@ _Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`source` is ``Workload`` or a path; `note` says what of it can't be used, "" when all is well."""
+    """`source` is ``Workload`` or a path; `note` says what of it can't be used, "" when all is well.
+
+    `trusted`: those of `nameservers` whose answers are not the workload's own.
+    """
 
     nameservers: tuple[str, ...] = ()
     source: str = ""
     note: str = ""
+    trusted: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -84,7 +90,7 @@ class Resolvers:
 
     def look(self, workloads: Iterable[LocalWorkload], vip_networks: Sequence[str]) -> bool:
         """Read what is new or changed. True when any workload has other resolvers now. Blocks."""
-        before = self.nameservers
+        before = self._all()
         wanted = {item.key: item for item in workloads}
         for key in set(self._known) - set(wanted):
             del self._known[key]
@@ -95,14 +101,17 @@ class Resolvers:
         usable = _Usable(self._dns_port, vip_networks)
         for key, item in wanted.items():
             self._look(key, item, usable)
-        return before != self.nameservers
+        return before != self._all()
+
+    def _all(self) -> dict[WorkloadKey, tuple[tuple[str, ...], tuple[str, ...]]]:
+        return {key: (known.found.nameservers, known.found.trusted) for key, known in self._known.items()}
 
     def _look(self, key: WorkloadKey, item: LocalWorkload, usable: _Usable) -> None:
         known = self._known.get(key)
         same = known is not None and (known.want.netns, known.want.nameservers) == (item.netns, item.nameservers)
         if item.nameservers:
             nameservers, note = usable.sort_out(item.nameservers)
-            self._known[key] = _Known(item, Found(nameservers, "Workload", note))
+            self._known[key] = _Known(item, Found(nameservers, "Workload", note, nameservers))
             return
         folder, path = self._place(item.netns)
         last = known if known is not None and same else None
@@ -118,11 +127,17 @@ class Resolvers:
             if len(text) > MAX_FILE:
                 raise ValueError(f"is larger than {MAX_FILE} octets")
             nameservers, note = usable.sort_out(_nameservers(text.decode(errors="replace")))
-            found = Found(nameservers, source, note or ("" if nameservers else "names no nameserver"))
+            note = note or ("" if nameservers else "names no nameserver")
+            found = Found(nameservers, source, note, _trusted(item, nameservers))
         except (OSError, ValueError) as exc:
             why = exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc)
-            kept = known.found.nameservers if known is not None else self._before.get(key, ())
-            found, stamp = Found(kept, source, f"{why}; what was known before stays" if kept else why), None
+            if known is not None:
+                kept, trusted = known.found.nameservers, known.found.trusted
+            else:
+                kept = self._before.get(key, ())
+                trusted = _trusted(item, kept)
+            found = Found(kept, source, f"{why}; what was known before stays" if kept else why, trusted)
+            stamp = None
         if found.note and (known is None or known.found.note != found.note):
             log(f"{key}: nameservers: {source}: {found.note}", WARNING)
         self._known[key] = _Known(item, found, stamp)
@@ -136,6 +151,13 @@ class Resolvers:
             if os.path.lexists(os.path.join(self._root, path)):
                 return self._root, path
         return self._root, HOST_FILE.lstrip("/")
+
+
+def _trusted(item: LocalWorkload, nameservers: Sequence[str]) -> tuple[str, ...]:
+    """Of those in a file."""
+    if _PROCESS.fullmatch(item.netns):
+        return ()
+    return tuple(address for address in nameservers if not is_loopback(address))
 
 
 class _Usable:

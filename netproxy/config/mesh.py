@@ -81,7 +81,9 @@ class WorkloadDns(Model):
     by the nameservers. False leaves them alone; then only what is dialled by address can be routed."""
     nameservers: Annotated[Items[Ip], Field(max_length=8)] = ()
     """Resolvers for names that are none of the mesh, in order of preference, dialled from the workload's network.
-    Left out: those of the workload's resolv.conf."""
+    Left out: those of the workload's resolv.conf. Under `outboundPolicy: deny` they also say where a host of an
+    ExternalService without `endpoints` is; then loopback, and the resolv.conf of a process (`/proc/PID/ns/net`), are
+    not taken for that, since they are the workload's own word."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -266,8 +268,9 @@ class MeshConfigSpec(Model):
     trust_domain: TrustDomain = _MESH.trust_domain
     """The first part of all identities."""
     outbound_policy: Literal["allow", "deny"] = _MESH.outbound_policy
-    """What becomes of connections to what is neither in the mesh nor an ExternalService: relayed as they are, or
-    refused. Both are counted."""
+    """What becomes of TCP connections to what is neither in the mesh nor an ExternalService: relayed as they are, or
+    refused. Both are counted. What is not steered is not asked: UDP (QUIC with it), and what `Workload.traffic`
+    excludes."""
     failure_policy: FailurePolicy = "open"
     """Of Workloads that do not say it themselves."""
     steering: Literal["auto", "nftables", "iptables"] = "auto"

@@ -182,6 +182,10 @@ class WorkloadShard:
     protocols: dict[int, AppProtocol] = field(default_factory=dict)
     nameservers: tuple[str, ...] = ()
     """Of a local one: addresses of the resolvers that get what is no name of the mesh, in order of preference."""
+    trusted_nameservers: tuple[str, ...] = ()
+    """Those of them that the workload did not choose and can't be itself: where ``outboundPolicy: deny`` lets it go
+    must not be its own word.
+    """
 
     def key(self) -> str:
         return f"workload/{self.namespace}/{self.name}"

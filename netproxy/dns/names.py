@@ -90,6 +90,7 @@ class Names:
         self._pointers: dict[str, tuple[str, str]] = {}
         """By address: the shard's key, and the name."""
         self._workloads: dict[WorkloadKey, WorkloadShard] = {}
+        self.outbound_policy = MeshShard().outbound_policy
 
     @property
     def domain(self) -> str:
@@ -111,6 +112,7 @@ class Names:
                 else:
                     self.drop(shard.key())
             case MeshShard():
+                self.outbound_policy = shard.outbound_policy
                 domain = tuple(shard.cluster_domain.lower().strip(".").split("."))
                 if domain != self._domain:
                     self._domain = domain

@@ -4,6 +4,9 @@ Cached are addresses for their TTL, within `MIN_TTL_S` and `MAX_TTL_S`, and fail
 resolvers fail, addresses that were good before go on being used for `STALE_S` more (RFC 8767): a connection to an
 address that is probably right is worth more than none. A name that the resolvers say does not exist is forgotten at
 once.
+
+Threat: who answers decides where a call that ``outboundPolicy: deny`` allows by name goes. Then only resolvers are
+asked that are not the workload's own choice (`WorkloadShard.trusted_nameservers`), and no answer of others is used.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ STALE_S = 3600.0
 MAX_NAMES = 4096
 _MAX_ADDRESSES = 64
 
-_Key = tuple[WorkloadKey, str, int]
+_Key = tuple[WorkloadKey, str, int, tuple[str, ...]]
+"""Workload, name, IP family, resolvers."""
 
 
 @dataclass(slots=True)
@@ -64,7 +68,7 @@ class HostResolver:
 
         May be stale when the resolvers fail. Raises UpstreamError with DNS_FAILED.
         """
-        key = (workload, name.lower().rstrip("."), family)
+        key = (workload, name.lower().rstrip("."), family, self._resolvers(workload))
         known = self._known.get(key)
         if known is None or known.until <= self._now():
             # Who asks for the same waits for the same answer; one that gives up takes it from nobody.
@@ -78,6 +82,17 @@ class HostResolver:
         if not known.addresses:
             raise UpstreamError(Reason.DNS_FAILED, known.why)
         return known.addresses
+
+    def _resolvers(self, workload: WorkloadKey) -> tuple[str, ...]:
+        shard = self._names.workload(workload)
+        if shard is None or not shard.nameservers:
+            raise UpstreamError(Reason.DNS_FAILED, "the workload has no resolver")
+        if self._names.outbound_policy != "deny":
+            return shard.nameservers
+        if not shard.trusted_nameservers:
+            detail = "outboundPolicy deny trusts no resolver that the workload chose: name them in Workload spec.dns"
+            raise UpstreamError(Reason.DNS_FAILED, detail)
+        return shard.trusted_nameservers
 
     @staticmethod
     async def _wait(task: asyncio.Task[_Known]) -> _Known:
@@ -98,10 +113,10 @@ class HostResolver:
                 task.cancel()
 
     async def _ask(self, key: _Key) -> _Known:
-        workload, name, family = key
+        workload, name, family, resolvers = key
         old = self._known.get(key)
         try:
-            found = await self._answer(workload, name, family)
+            found = await self._answer(workload, name, family, resolvers)
         except UpstreamError as exc:
             now = self._now()
             if old is not None and old.addresses and now < old.stale_until:
@@ -115,10 +130,8 @@ class HostResolver:
             self._known.popitem(last=False)
         return found
 
-    async def _answer(self, workload: WorkloadKey, name: str, family: int) -> _Known:
+    async def _answer(self, workload: WorkloadKey, name: str, family: int, resolvers: tuple[str, ...]) -> _Known:
         """Raises UpstreamError when nobody can say; a name that does not exist is an answer."""
-        shard = self._names.workload(workload)
-        resolvers = shard.nameservers if shard is not None else ()
         kind = dns.rdatatype.AAAA if family == 6 else dns.rdatatype.A
         try:
             query = dns.message.make_query(dns.name.from_text(name), kind, use_edns=0, payload=MAX_PAYLOAD).to_wire()

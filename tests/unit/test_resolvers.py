@@ -45,6 +45,20 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+def test_which_resolvers_are_not_the_word_of_the_workload(host: Host) -> None:
+    host.write("etc/resolv.conf", "nameserver 127.0.0.53\nnameserver 10.0.0.1\n")
+    host.look()
+    assert host.found.nameservers == ("127.0.0.53", "10.0.0.1")
+    assert host.found.trusted == ("10.0.0.1",)
+    (host.root / "etc/resolv.conf").unlink()
+    host.look()
+    assert host.found.trusted == ("10.0.0.1",)
+    host.look(workload(f"/proc/{os.getpid()}/ns/net"))
+    assert host.found.trusted == ()
+    assert host.look(workload(nameservers=("127.0.0.1", "10.0.0.2")))
+    assert host.found.trusted == ("127.0.0.1", "10.0.0.2")
+
+
 @pytest.mark.parametrize(
     ("text", "nameservers", "note"),
     [
@@ -89,7 +103,7 @@ def test_a_named_namespace_may_have_its_own(host: Host, netns: str) -> None:
     assert host.found.nameservers == ("10.0.0.1",)
     host.write("etc/netns/web/resolv.conf", "nameserver 10.0.0.2\n")
     assert host.look(workload(netns))
-    assert host.found == Found(("10.0.0.2",), str(host.root / "etc/netns/web/resolv.conf"))
+    assert host.found == Found(("10.0.0.2",), str(host.root / "etc/netns/web/resolv.conf"), trusted=("10.0.0.2",))
     assert not host.look(workload(netns))
     (host.root / "etc/netns/web/resolv.conf").unlink()
     assert host.look(workload(netns))
@@ -110,7 +124,10 @@ def test_what_is_declared_counts(host: Host) -> None:
     host.write("etc/resolv.conf", "nameserver 10.0.0.1\n")
     host.look(workload(nameservers=("10.0.0.9", "240.240.0.1")))
     assert host.found == Found(
-        ("10.0.0.9",), "Workload", "240.240.0.1 is a virtual address, which leads to us and not to a resolver"
+        ("10.0.0.9",),
+        "Workload",
+        "240.240.0.1 is a virtual address, which leads to us and not to a resolver",
+        ("10.0.0.9",),
     )
     assert host.look(workload())
     assert host.found.nameservers == ("10.0.0.1",)

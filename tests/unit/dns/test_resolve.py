@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 import dns.message
@@ -8,6 +9,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
+from netproxy.config.shard import MeshShard
 from netproxy.dns import resolve
 from netproxy.dns.names import Names
 from netproxy.dns.resolve import MAX_TTL_S, NEGATIVE_S, STALE_S, HostResolver
@@ -45,6 +47,27 @@ def run(main: Callable[[Bench], Awaitable[None]]) -> None:
             await main(Bench(there))
 
     asyncio.run(guarded())
+
+
+def test_what_the_workload_says_of_its_resolvers_is_no_way_around_the_policy() -> None:
+    """Whoever writes its own resolv.conf, or listens on its loopback, could lead an allowed name anywhere."""
+
+    async def main(bench: Bench) -> None:
+        shard = workload(nameservers=("127.0.0.1", "127.0.0.7"))
+        bench.names.put(shard)
+        bench.there.reply = answers("192.0.2.66", ttl=60)
+        assert await bench.ask() == ["192.0.2.66"]
+        bench.names.put(MeshShard(outbound_policy="deny"))
+        await bench.fails("trusts no resolver that the workload chose")
+        assert bench.asked == 1
+        bench.names.put(dataclasses.replace(shard, trusted_nameservers=("127.0.0.1",)))
+        bench.there.reply = answers("192.0.2.1", ttl=60)
+        assert await bench.ask() == ["192.0.2.1"]
+        bench.names.put(MeshShard(outbound_policy="allow"))
+        bench.names.put(workload(nameservers=()))
+        await bench.fails("the workload has no resolver")
+
+    run(main)
 
 
 def test_addresses_are_kept_for_their_ttl() -> None:
