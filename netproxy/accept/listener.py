@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from .sniff import NO_NAME, PEEK, TLS_HANDSHAKE, Protocol, client_hello, sniff
 
 _ACCEPT_BATCH = 64
 """Connections accepted per wake-up, so that a flood can't starve the connections that exist."""
+_AGAIN_S = 0.02
+"""When to look again at octets that the kernel reports over and over."""
 
 
 class Accepted(NamedTuple):
@@ -90,6 +93,13 @@ class Listener:
             self.sock.close()
 
 
+def _has_ended(sock: socket.socket) -> bool:
+    """Has the peer ended its stream? Reading would tell only behind what is there already."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
     """Sniff without consuming. Raises OSError when the client is gone.
 
@@ -117,9 +127,14 @@ async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
                     verdict = sniff(data)
                     if verdict is not None:
                         return verdict
-                    if len(data) <= seen or len(data) >= PEEK:
-                        # End of stream, or woken without more.
+                    if not data or len(data) >= PEEK or (len(data) <= seen and _has_ended(sock)):
                         return Protocol.OPAQUE
+                    if len(data) <= seen:
+                        # Woken without more: short of memory for TCP, the kernel does not wait for SO_RCVLOWAT.
+                        loop.remove_reader(sock.fileno())
+                        reading = False
+                        await asyncio.sleep(_AGAIN_S)
+                        continue
                     seen, first = len(data), data[:1]
                     # Else the loop would spin on the octets that are there already.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)

@@ -171,6 +171,39 @@ def test_end_of_stream_is_opaque(pair: Pair, data: bytes) -> None:
         run(main)
 
 
+def test_woken_without_more() -> None:
+    """As by a kernel that is short of memory for TCP: Unix sockets never wait for SO_RCVLOWAT."""
+    client, plain = socket.socketpair()
+    client.setblocking(False)
+    plain.setblocking(False)
+    sock = counted(plain)
+
+    async def main() -> None:
+        client.send(b"GE")
+        task = asyncio.ensure_future(detect(sock, LONG_S))
+        await peeked(sock, 3)
+        client.send(b"T / HTTP/1.1\r\n")
+        assert await task is Protocol.HTTP1
+        assert sock.peeks < 10
+        assert not asyncio.get_running_loop().remove_reader(sock.fileno())
+
+    with client, sock:
+        run(main)
+
+
+def test_the_end_is_seen_behind_octets_that_wake_without_more() -> None:
+    client, plain = socket.socketpair()
+    plain.setblocking(False)
+    client.send(b"GE")
+    client.shutdown(socket.SHUT_WR)
+
+    async def main() -> None:
+        assert await detect(plain, LONG_S) is Protocol.OPAQUE
+
+    with client, plain:
+        run(main)
+
+
 def test_a_reset_is_an_error(pair: Pair) -> None:
     client, sock = pair
 
