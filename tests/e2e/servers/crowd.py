@@ -20,29 +20,33 @@ POST = b"POST /slow HTTP/1.1\r\nHost: web\r\nContent-Length: 100000\r\n\r\n"
 BIG = b"GET /big HTTP/1.1\r\nHost: web\r\n\r\n"
 GOOD = b"GET /good HTTP/1.1\r\nHost: web\r\n\r\n"
 
-counts = {"good": 0, "failed": 0, "turned_away": 0, "slow_octets": 0, "failures": []}
+counts = {"good": 0, "failed": 0, "turned_away": {}, "slow_octets": 0, "failures": []}
 latencies = []
 in_place = set()
 
 
-async def trickle(number, first, rest):
+def turned_away(kind, how):
+    counts["turned_away"][f"{kind}: {how}"] = counts["turned_away"].get(f"{kind}: {how}", 0) + 1
+
+
+async def trickle(number, kind, first, rest):
     """Sends `first` at once and `rest` by the octet, until the other end has enough of it."""
     while True:
-        reader, writer = await asyncio.open_connection(HOST, PORT)
         try:
+            reader, writer = await asyncio.open_connection(HOST, PORT)
             writer.write(first)
-            gone = asyncio.ensure_future(reader.read(1))
+            said = asyncio.ensure_future(reader.read(12))
             for octet in rest:
                 writer.write(bytes((octet,)))
                 counts["slow_octets"] += 1
                 in_place.add(number)
-                if await asyncio.wait([gone], timeout=1.0) != (set(), {gone}):
+                await asyncio.wait([said], timeout=1.0)
+                if said.done():
                     break
-            gone.cancel()
-        except OSError:
-            pass
-        counts["turned_away"] += 1
-        writer.close()
+            turned_away(kind, (await said).decode("latin-1"))
+            writer.close()
+        except OSError as exc:
+            turned_away(kind, repr(exc))
         await asyncio.sleep(0.5)
 
 
@@ -58,8 +62,8 @@ async def never_read(number):
             await loop.sock_recv(sock, 100)
             in_place.add(number)
             await asyncio.sleep(1e6)
-        except OSError:
-            counts["turned_away"] += 1
+        except OSError as exc:
+            turned_away("reader", repr(exc))
             await asyncio.sleep(0.5)
         finally:
             sock.close()
@@ -95,8 +99,8 @@ async def good(until):
 
 async def main():
     third = SLOW // 3
-    tasks = [asyncio.ensure_future(trickle(number, b"", HEAD)) for number in range(third)]
-    tasks += [asyncio.ensure_future(trickle(third + number, POST, bytes(100000))) for number in range(third)]
+    tasks = [asyncio.ensure_future(trickle(number, "head", b"", HEAD)) for number in range(third)]
+    tasks += [asyncio.ensure_future(trickle(third + number, "body", POST, bytes(100000))) for number in range(third)]
     tasks += [asyncio.ensure_future(never_read(2 * third + number)) for number in range(third)]
     ends = [float("inf")]
     kept = [asyncio.ensure_future(good(lambda: ends[0])) for _ in range(KEPT)]
