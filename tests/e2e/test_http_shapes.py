@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -593,3 +594,36 @@ def test_connect_that_is_refused(shapes: Shapes) -> None:
         assert answer.get("x-netproxy-reason") is None
         assert answer.get("connection") == "close"
         assert client.at_end()
+
+
+# --- the agent is replaced under them
+
+
+def test_a_tunnel_outlives_an_upgrade_of_the_agent_until_the_drain_ends(shapes: Shapes) -> None:
+    agent = shapes.mesh.agents[0]
+    with websocket(shapes) as chat:
+        chat.send("before")
+        assert chat.recv(timeout=20) == "before"
+        old = set(agent.pids("worker"))
+        assert agent.process is not None
+        os.kill(agent.process.pid, signal.SIGUSR2)
+
+        def replaced() -> bool:
+            with contextlib.suppress(OSError):
+                now = set(agent.pids("worker"))
+                return bool(now) and not now & old
+            return False
+
+        wait_for(replaced, "a new worker", 60)
+        chat.send("after")
+        assert chat.recv(timeout=20) == "after"
+        with websocket(shapes) as other:
+            other.send("new")
+            assert other.recv(timeout=20) == "new"
+        with pytest.raises(ConnectionClosed):
+            chat.recv(timeout=60)
+    wait_for(
+        lambda: agent.metric("netproxy_requests_total", code="101", reason="DRAINING") == 1,
+        "the tunnel to be counted as cut by the drain",
+        20,
+    )
