@@ -766,7 +766,9 @@ class Exchange:
             self._fail(Reason.DRAINING, "the tunnel did not end in time")
 
     def _idle_timeout(self) -> None:
-        if self._request_sent:
+        if self._response_started and not self._connection.is_writable:
+            self._fail(Reason.IDLE_TIMEOUT, "the client read nothing for the idle timeout")
+        elif self._request_sent:
             self._fail(Reason.UPSTREAM_TIMEOUT, "nothing moved for the idle timeout")
         else:
             self._fail(Reason.HEAD_TIMEOUT, "the request body stopped for the idle timeout")

@@ -946,6 +946,23 @@ def test_an_answer_that_stops_moving_is_reset() -> None:
     play(main)
 
 
+def test_a_client_that_stops_reading_ends_at_the_idle_timeout() -> None:
+    async def main() -> None:
+        world = World()
+        client, _ = world.connect()
+        client.peer_sends(GET)
+        upstream = await world.accept()
+        client.peer_stalls()
+        upstream.peer_sends(b"HTTP/1.1 200 OK\r\nContent-Length: 8000\r\n\r\n" + bytes(2 * HIGH_WATER))
+        world.check(world.mesh.idle_timeout_s)
+        await turns()
+        assert client.was_reset
+        assert world.ends == [(Reason.IDLE_TIMEOUT, 200)]
+        world.assert_gone()
+
+    play(main)
+
+
 def test_a_request_body_that_stops_moving_is_a_408() -> None:
     async def main() -> None:
         world = World()
