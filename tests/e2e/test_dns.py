@@ -98,9 +98,9 @@ class Scene:
         assert self.dnsmasq is not None
         self.mesh.stage.stop(self.dnsmasq)
 
-    def dig(self, *argv: str, pod: Pod | None = None) -> Dig:
-        where = pod or self.client
-        return Dig(where.run("dig", f"@{self.resolver}", "+yaml", "+tries=1", "+time=5", *argv, check=False))
+    def dig(self, *argv: str, pod: Pod | None = None, resolver: str = "") -> Dig:
+        where, asked = pod or self.client, resolver or self.resolver
+        return Dig(where.run("dig", f"@{asked}", "+yaml", "+tries=1", "+time=5", *argv, check=False))
 
     def names(self, pod: Pod | None = None) -> bool:
         """Is the service's name known there?"""
@@ -143,11 +143,13 @@ def addresses(answer: dns.message.Message) -> list[str]:
 
 
 @contextlib.contextmanager
-def scene_of(folder: Path, families: Sequence[int], **client: Any) -> Iterator[Scene]:
+def scene_of(folder: Path, families: Sequence[int], *, steering: str = "auto", **client: Any) -> Iterator[Scene]:
     workers = 2 if tuple(families) == (4,) else 1
     mesh = Mesh(f"d{os.getpid() % 100000}{next(_numbers)}", folder / "m", families=families, workers=workers)
     try:
         scene = Scene(mesh, families, **client)
+        if steering != "auto":
+            mesh.put(mesh.mesh_config(steering=steering))
         scene.start()
         yield scene
         assert "Traceback" not in scene.agent.log.read_text()
@@ -485,6 +487,17 @@ def test_a_host_outside(scene: Scene) -> None:
     wait_for(
         lambda: scene.dig("front.example", "A").records("A") == [scene.outside.ip], "the name to be forwarded again"
     )
+
+
+def test_captured_by_iptables(tmp_path: Path) -> None:
+    with scene_of(tmp_path, (4, 6), steering="iptables") as scene:
+        (found,) = {w["steering"] for w in scene.agent.status()["workloads"]}
+        assert found.startswith("iptables")
+        for tcp in ("+notcp", "+tcp"):
+            for resolver in scene.outside.addresses:
+                assert scene.dig(tcp, "web", "AAAA", resolver=resolver).records("AAAA") == [VIPS[6]]
+                assert scene.dig(tcp, "outside.example", resolver=resolver).records("A") == [OUTSIDE[4]]
+        assert (scene.queries(source="mesh"), scene.queries(source="forwarded")) == (4, 4)
 
 
 def test_the_whole_node_without_capture(tmp_path: Path) -> None:
