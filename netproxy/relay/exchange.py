@@ -24,7 +24,7 @@ Requests:
   ``TLS/...`` and ``HTTP/...``: what they ask for would be between the client and us. Not in HTTP/1.0 (RFC 9110
   section 7.8), and not with CONNECT.
 * ``connection`` names ``te`` and ``upgrade``, when they are there.
-* ``expect`` of an HTTP/1.0 request goes (RFC 9110 section 10.1.1). Otherwise it passes, see `connection`.
+* ``expect`` of an HTTP/1.0 request goes (RFC 9110 section 10.1.1). Otherwise it passes, see `expect`.
 * An absolute-form target becomes origin-form, its authority replaces ``host`` (RFC 9112 section 3.2.2); that of an
   OPTIONS request becomes ``*`` when it has neither path nor query (RFC 9112 section 3.2.4). The target of CONNECT
   replaces ``host``, too: nobody behind us shall see another authority than we did.
@@ -53,7 +53,7 @@ Responses (1xx answers and trailers excepted):
 * ``via`` as above, with the version of the response.
 
 1xx answers and trailers pass without ``x-forwarded-client-cert`` and ``x-netproxy-reason``: no agent sends them there.
-Trailers that have no chunked body to follow are dropped. `connection` says which 1xx answers pass.
+Trailers that have no chunked body to follow are dropped. `request` says which 1xx answers pass.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ from netproxy.decide.route import EndpointState, PortTable, Tables
 from netproxy.errors import LocalProtocolError, Reason, UpstreamError
 from netproxy.observe.access import AccessLogger
 from netproxy.observe.record import Parties, Recorder
-from netproxy.relay.connection import Exchange, HttpConnection
+from netproxy.relay.connection import HttpConnection
+from netproxy.relay.request import Exchange
 from netproxy.relay.services import Facts, Services
 from netproxy.relay.upstream import UpstreamHttp
 from netproxy.settings import arena_size

@@ -1,0 +1,562 @@
+"""One request and its response, between the connection of a client and one to an endpoint.
+
+Its two halves move independently::
+
+    request:   reading --End--> sent
+    upstream:  none --take/dial--> open --(response End)--> given back or closed
+    response:  none --head--> started --End--> done
+
+A head that begins a tunnel (101, 2xx to CONNECT) makes both halves octets: whatever comes from either side goes to the
+other, each way ends by itself with its sender's end of stream, and when both have, both connections are closed. From
+then on it is checked, drained and aborted as `tcp.TcpRelay` is, and it is one request still, counted at its end.
+
+It ends exactly once, in `_finish`, with exactly one Reason. Before the response has started a failure is
+answered (problem+json); after that the downstream connection is reset, since a clean close could pass for a
+complete body.
+
+An exchange in which no octet moves for `idle_timeout_s` ends, so a slow body or a slow reader that moves at all goes
+on: it costs a connection on both sides, and no memory.
+
+1xx answers go on to HTTP/1.1 clients, to HTTP/1.0 never. What else is sent again, see `replay`; who says 100, `expect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ..addr import ServiceKey
+from ..codec.events import (
+    Data,
+    End,
+    Event,
+    Informational,
+    RequestHead,
+    Reset,
+    ResponseHead,
+    Trailers,
+)
+from ..decide.route import Choice
+from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
+from ..observe.access import Outcome
+from ..observe.record import Parties
+from ..upstream.pool import PoolKey
+from .egress import NEXT_AFTER, Targets, http_permission
+from .exchange import (
+    RequestEdits,
+    ResponseEdits,
+    authority_of,
+    expectations,
+    request_for_match,
+    request_for_upstream,
+    response_for_downstream,
+    switches_as_asked,
+    without_ours,
+    xfcc_value,
+)
+from .expect import CONTINUE, Expectation
+from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
+from .logged import Ended, log_request
+from .replay import Replay
+from .upstream import ALPN_HTTP1, UpstreamHttp
+
+if TYPE_CHECKING:
+    from .connection import HttpConnection
+
+# Why the client's connection is not read, of its `hold`.
+CONNECTING, UPSTREAM_FULL = 1, 2
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_attempts",
+        "_choice",
+        "_connected_at",
+        "_connection",
+        "_done",
+        "_ended",
+        "_expectation",
+        "_failed",
+        "_head",
+        "_head_at",
+        "_key",
+        "_moved_in",
+        "_moved_out",
+        "_queue",
+        "_replay",
+        "_request_sent",
+        "_response_done",
+        "_response_started",
+        "_reused",
+        "_sent_head",
+        "_services",
+        "_started",
+        "_status",
+        "_targets",
+        "_task",
+        "_timer",
+        "_tunnel",
+        "_upstream",
+    )
+
+    def __init__(self, connection: HttpConnection, head: RequestHead) -> None:
+        self._connection = connection
+        self._services = connection.services
+        self._head = head
+        self._started = self._services.now()
+        self._choice: Choice | None = None
+        self._targets: Targets | None = None
+        """Where the request may go, when it leaves the mesh."""
+        self._failed: UpstreamError | None = None
+        """Why the last of them could not be had."""
+        self._key: PoolKey | None = None
+        self._queue: list[Event] | None = []
+        """Events that wait for the upstream; None once it is open."""
+        self._sent_head = head
+        """As it goes on, once that is decided."""
+        self._replay: Replay | None = None
+        self._expectation: Expectation | None = None
+        self._tunnel = False
+        self._ended = [False, False]
+        """Which ways of the tunnel are over: the client's, the upstream's."""
+        self._request_sent = self._response_started = self._response_done = self._done = False
+        self._upstream: UpstreamHttp | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._status = 0
+        self._moved_in = self._moved_out = 0
+        # For the access log, the times only while it is on.
+        self._attempts = 0
+        self._reused = False
+        self._connected_at = self._head_at = 0.0
+        connection.attach(self)
+
+    def __repr__(self) -> str:
+        where = self._key.endpoint if self._key else "-"
+        return f"{self._head.method!r} {self._head.target[:80]!r} -> {where}"
+
+    # -- decide and connect -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        facts = self._connection.facts
+        expected = expectations(self._head)
+        if any(expectation != CONTINUE for expectation in expected):
+            self._refuse(Reason.NOT_IMPLEMENTED, "an expectation other than 100-continue", status=417)
+            return
+        if expected:
+            self._expectation = Expectation(self._say_continue)
+        try:
+            if facts.egress is not None:
+                self._targets = Targets(self._services, facts, http_permission(self._services, facts, self._head))
+            else:
+                self._choice = self._decide()
+        except Refused as exc:
+            self._refuse(exc.reason, exc.detail, exc.decided_by)
+            return
+        assert self._queue is not None
+        self._sent_head = self._request_head()
+        self._queue.append(self._sent_head)
+        if self._choice is not None:
+            self._go(self._choice)
+        else:
+            self._aim()
+
+    def _aim(self) -> None:
+        """Outside of the mesh an endpoint may have to be found first."""
+        self._connection.hold(CONNECTING, True)
+        self._task = self._services.loop.create_task(self._aimed())
+
+    async def _aimed(self) -> None:
+        assert self._targets is not None
+        try:
+            state = await self._targets.next()
+        except UpstreamError as exc:
+            self._failed = exc
+            state = None
+        except Exception:
+            self._task = None
+            self._fail(Reason.INTERNAL, "the endpoint could not be found")
+            raise
+        self._task = None
+        if state is not None:
+            self._connection.hold(CONNECTING, False)
+            self._choice = self._targets.choice(state)
+            self._go(self._choice)
+        elif self._failed is not None:
+            self._fail(self._failed.reason, self._failed.detail)
+
+    def _go(self, choice: Choice) -> None:
+        facts, state = self._connection.facts, choice.endpoint
+        state.outstanding += 1
+        tls = mesh_identity(facts, choice)
+        self._key = PoolKey(facts.workload, state.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
+        timeout_s = choice.request_timeout_s
+        if timeout_s:
+            self._timer = self._services.loop.call_later(timeout_s, self._request_timeout, timeout_s)
+        kept = self._services.pool.take(self._key)
+        while kept is not None and kept.stream.closing:
+            kept = self._services.pool.take(self._key)
+        if kept is not None:
+            self._open(kept)
+        else:
+            self._dial()
+
+    def _decide(self) -> Choice:
+        facts, tables = self._connection.facts, self._services.tables
+        if facts.inbound and must_be_mesh_tls(facts, tables.workloads.get(facts.workload, facts.shard)):
+            detail = f"{facts.workload} accepts mesh TLS only on port {facts.dst.port} (STRICT)"
+            raise Refused(Reason.MTLS_REQUIRED, detail, facts.workload)
+        if facts.port is None:
+            return Choice(ServiceKey(""), tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
+        port = tables.ports.get((facts.port.service, facts.port.port))
+        if port is None:
+            raise Refused(Reason.NO_ROUTE, f"service {facts.port.service} is gone", facts.port.service)
+        return tables.route(port, request_for_match(self._head), facts.families)
+
+    def _request_head(self) -> RequestHead:
+        facts, mesh = self._connection.facts, self._services.tables.mesh
+        name = self._targets.permission.name if self._targets is not None else ""
+        edits = RequestEdits(
+            xfcc=xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256) if facts.peer else b"",
+            dialled=authority_of(name or facts.dst.host, facts.dst.port),
+            client=facts.client.host.encode() if facts.inbound else b"",
+            forwarded=mesh.forwarded,
+            request_id=self._services.new_id() if mesh.request_id else b"",
+            via=mesh.via.encode(),
+        )
+        return request_for_upstream(self._head, edits)
+
+    def _dial(self) -> None:
+        assert self._key is not None
+        if not self._services.pool.reserve(self._key):
+            self._fail(Reason.OVERLOADED, f"{self._key.endpoint}: as many connections as allowed are open")
+            return
+        self._connection.hold(CONNECTING, True)
+        self._task = self._services.loop.create_task(self._dialled())
+        self._task.add_done_callback(self._dial_ended)
+
+    def _dial_ended(self, task: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step runs nothing of its own.
+        if task.cancelled() and self._key is not None:
+            self._services.pool.closed(self._key)
+
+    async def _dialled(self) -> None:
+        key, choice = self._key, self._choice
+        assert key is not None and choice is not None
+        facts = self._connection.facts
+        connect_s = self._targets.connect_s() if self._targets is not None else 0.0
+        try:
+            stream = await dial(self._services, facts, choice, key.endpoint, ALPN_HTTP1, connect_s=connect_s)
+        except UpstreamError as exc:
+            self._services.pool.closed(key)
+            self._task = None
+            if self._targets is not None and exc.reason in NEXT_AFTER:
+                self._failed = exc
+                self._choice = None
+                choice.endpoint.outstanding -= 1
+                self._aim()
+            else:
+                self._fail(exc.reason, exc.detail)
+            return
+        except Exception:
+            # Our bug, for the loop to report. Its client is answered all the same.
+            self._services.pool.closed(key)
+            self._task = None
+            self._fail(Reason.INTERNAL, "the endpoint could not be dialled")
+            raise
+        self._task = None
+        upstream = UpstreamHttp(key, stream, self._services)
+        if self._done:
+            upstream.idle()
+        else:
+            self._connection.hold(CONNECTING, False)
+            self._open(upstream)
+
+    def _open(self, upstream: UpstreamHttp) -> None:
+        self._upstream = upstream
+        if not self._connection.is_writable:
+            upstream.stream.pause_reading()
+        upstream.begin(self)
+        # On a fresh one it is no race that is lost, and after a replay there is no other.
+        self._replay = Replay(self._sent_head) if upstream.reused else None
+        self._attempts += 1
+        self._reused = upstream.reused
+        if self._services.access.on:
+            self._connected_at = self._services.now()
+        queue, self._queue = self._queue, None
+        for event in queue or ():
+            if self._upstream is not upstream:
+                return
+            self._forward(event)
+        if self._expectation is not None:
+            self._expectation.head_sent(self._services.loop, self._services.tables.mesh.expect_continue_timeout_s)
+
+    # -- request side -------------------------------------------------------------------------------
+
+    def _forward(self, event: Event) -> None:
+        if self._queue is not None:
+            self._queue.append(event)
+        elif self._upstream is not None:
+            if self._replay is not None:
+                self._replay.keep(event)
+            try:
+                self._upstream.send(event)
+            except LocalProtocolError as exc:
+                self._fail(Reason.INTERNAL, str(exc))
+
+    def request_data(self, event: Data) -> None:
+        if self._expectation is not None:
+            self._expectation.over()
+        self._moved_in += len(event.data)
+        self._forward(event)
+
+    def request_trailers(self, event: Trailers) -> None:
+        if headers := without_ours(event.headers):
+            self._forward(Trailers(1, headers))
+
+    def request_end(self, event: End) -> None:
+        if self._tunnel:
+            if self._upstream is not None:
+                self._upstream.end_sending()
+            self._end_way(0)
+            return
+        if self._expectation is not None:
+            self._expectation.over()
+        self._request_sent = True
+        self._forward(event)
+
+    def _say_continue(self) -> None:
+        self._services.recorder.arena.count("expect_continue_timeouts")
+        self._connection.send(Informational(1, 100, []))
+
+    def bad_request(self, reason: Reason, exc: RemoteProtocolError) -> None:
+        """The body turned out malformed."""
+        self._drop_upstream()
+        if self._response_started:
+            self._finish(reason, reset=True, detail=exc.detail)
+        else:
+            self._connection.announce_close()
+            self._status = self._connection.answer(reason, exc.detail, "", (), exc.status)
+            self._finish(reason, must_close=True, detail=exc.detail)
+
+    def downstream_gone(self) -> None:
+        self._drop_upstream()
+        self._finish(Reason.DOWNSTREAM_CLOSED)
+
+    def downstream_writable(self, ok: bool) -> None:
+        if self._upstream is not None:
+            if ok:
+                self._upstream.stream.resume_reading()
+            else:
+                self._upstream.stream.pause_reading()
+
+    # -- response side ------------------------------------------------------------------------------
+
+    def upstream_writable(self, ok: bool) -> None:
+        self._connection.hold(UPSTREAM_FULL, not ok)
+
+    def response_begins(self) -> None:
+        """The upstream said something, were it half a head: it may have done what was asked."""
+        self._replay = None
+
+    def response(self, event: Event) -> None:
+        """An event from the upstream."""
+        self._connection.touch()
+        try:
+            match event:
+                case ResponseHead():
+                    self._response_head(event)
+                case Data():
+                    self._moved_out += len(event.data)
+                    self._connection.send(event)
+                case End() if self._tunnel:
+                    self._connection.end_sending()
+                    self._end_way(1)
+                case End():
+                    self._response_done = True
+                    self._connection.send(event)
+                    self._response_end()
+                case Informational():
+                    if self._expectation is None or self._expectation.passes(event.status):
+                        self._connection.send(event._replace(headers=without_ours(event.headers)))
+                case Trailers():
+                    if headers := without_ours(event.headers):
+                        self._connection.send(Trailers(1, headers))
+                case Reset():
+                    self._fail(Reason.UPSTREAM_CLOSED, event.detail)
+        except LocalProtocolError as exc:
+            self._drop_upstream()
+            self._fail(Reason.UPSTREAM_PROTOCOL, f"the response can't be passed on: {exc}")
+
+    def _response_head(self, event: ResponseHead) -> None:
+        if event.status == 101 and not switches_as_asked(event, self._sent_head.headers):
+            self._fail(Reason.UPSTREAM_PROTOCOL, "101 to a protocol that was not asked for")
+            return
+        if self._expectation is not None:
+            self._expectation.over()
+        self._response_started = True
+        if not self._request_sent:
+            # An early answer ends the connection, since the rest of the body is not wanted: say so.
+            self._connection.announce_close()
+        self._status = event.status
+        if self._services.access.on:
+            self._head_at = self._services.now()
+        edits = ResponseEdits(
+            from_agent=bool(self._key and self._key.tls),
+            date=self._services.date(),
+            via=self._services.tables.mesh.via.encode(),
+        )
+        self._connection.send(response_for_downstream(event, edits))
+        if event.status == 101 or (self._head.method == b"CONNECT" and event.status < 300):
+            self._begin_tunnel()
+
+    def _begin_tunnel(self) -> None:
+        assert self._upstream is not None
+        self._tunnel = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._upstream.begin_tunnel()
+        self._connection.begin_tunnel()
+
+    def _end_way(self, way: int) -> None:
+        self._ended[way] = True
+        if all(self._ended) and self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            upstream.tunnel_done()
+            self._finish(Reason.OK)
+
+    def _response_end(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        assert upstream is not None
+        if self._request_sent:
+            upstream.idle()
+            self._finish(Reason.OK)
+        else:
+            # An early answer: the endpoint does not want the rest of the body. It may never read what is queued for it.
+            upstream.abort()
+            self._finish(Reason.OK, must_close=True)
+
+    def upstream_gone(self, reason: Reason, detail: str) -> None:
+        """The upstream connection ended or broke before the response was complete."""
+        self._upstream = None
+        again = self._replay.take() if self._replay is not None else None
+        if again is not None:
+            self._replay = None
+            self._queue = again
+            self._services.recorder.arena.count("upstream_replays")
+            self._connection.hold(UPSTREAM_FULL, False)
+            self._dial()
+            return
+        self._fail(reason, detail)
+
+    # -- ends ---------------------------------------------------------------------------------------
+
+    def check(self, idle_s: float) -> None:
+        """`idle_s`: so long nothing has moved."""
+        mesh, facts = self._services.tables.mesh, self._connection.facts
+        if self._targets is not None and not self._targets.standing.is_good:
+            self._fail(Reason.EGRESS_DENIED, "the configuration that allowed it has changed")
+        elif not self._tunnel:
+            if idle_s >= mesh.idle_timeout_s:
+                self._idle_timeout()
+        elif must_be_mesh_tls(facts, self._services.tables.workloads.get(facts.workload, facts.shard)):
+            # The policy changed under us, see `tcp`.
+            self._fail(Reason.MTLS_REQUIRED, "the workload now accepts mesh TLS only")
+        elif idle_s >= mesh.tcp_idle_timeout_s:
+            self._fail(Reason.IDLE_TIMEOUT, "nothing moved in the tunnel for its idle timeout")
+
+    def abort(self) -> None:
+        if self._tunnel:
+            self._fail(Reason.DRAINING, "the tunnel did not end in time")
+
+    def _idle_timeout(self) -> None:
+        if self._response_started and not self._connection.is_writable:
+            self._fail(Reason.IDLE_TIMEOUT, "the client read nothing for the idle timeout")
+        elif self._request_sent:
+            self._fail(Reason.UPSTREAM_TIMEOUT, "nothing moved for the idle timeout")
+        else:
+            self._fail(Reason.HEAD_TIMEOUT, "the request body stopped for the idle timeout")
+
+    def _request_timeout(self, timeout_s: float) -> None:
+        self._timer = None
+        self._fail(Reason.UPSTREAM_TIMEOUT, f"not answered within {timeout_s:g} s")
+
+    def _refuse(self, reason: Reason, detail: str, decided_by: str = "", status: int = 0) -> None:
+        # Nobody knows whether a client that waits for 100 sends its content after this.
+        must_close = self._expectation is not None or status == 417
+        if must_close:
+            self._connection.announce_close()
+        self._status = self._connection.answer(reason, detail, decided_by, (), status)
+        self._finish(reason, must_close=must_close, detail=detail, decided_by=decided_by)
+
+    def _fail(self, reason: Reason, detail: str) -> None:
+        if self._done:
+            return
+        self._drop_upstream()
+        if self._response_started:
+            self._finish(reason, reset=True, detail=detail)
+            return
+        tried = [str(self._key.endpoint)] if self._key is not None else []
+        decided_by = self._choice.rule if self._choice is not None else self._targets.title if self._targets else ""
+        if not self._request_sent:
+            self._connection.announce_close()
+        self._status = self._connection.answer(reason, detail, decided_by, tried)
+        self._finish(reason, must_close=not self._request_sent, detail=detail)
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _finish(
+        self, reason: Reason, *, must_close: bool = False, reset: bool = False, detail: str = "", decided_by: str = ""
+    ) -> None:
+        """`detail` and `decided_by` are for the access log."""
+        if self._done:
+            return
+        self._done = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._expectation is not None:
+            self._expectation.over()
+        if self._choice is not None:
+            self._choice.endpoint.outstanding -= 1
+        facts = self._connection.facts
+        duration_s = self._services.now() - self._started
+        who = (parties(facts, self._services, self._choice), security(facts, self._choice))
+        self._services.recorder.request(*who, self._status, reason, (duration_s, self._moved_in, self._moved_out))
+        if self._services.access.on:
+            self._log(who, reason, duration_s, (detail, decided_by))
+        if reset:
+            self._connection.stream.abort()
+        elif self._tunnel:
+            if reason is Reason.OK:
+                self._connection.tunnel_done()
+        elif reason is not Reason.DOWNSTREAM_CLOSED:
+            self._connection.exchange_done(must_close=must_close)
+
+    def _log(self, who: tuple[Parties, str], reason: Reason, duration_s: float, why: tuple[str, str]) -> None:
+        outcome = Outcome(
+            self._status,
+            self._response_started,
+            self._attempts,
+            self._reused,
+            self._connected_at - self._started if self._connected_at else -1.0,
+            self._head_at - self._started if self._head_at else -1.0,
+        )
+        ended = Ended(reason, why[0], duration_s, (self._moved_in, self._moved_out), outcome, why[1])
+        request_id = next((value for name, value in self._sent_head.headers if name == b"x-request-id"), b"")
+        log_request(
+            self._services,
+            self._connection.facts,
+            self._choice,
+            who=who,
+            head=self._head,
+            request_id=request_id,
+            ended=ended,
+        )
