@@ -76,13 +76,14 @@ def steer(
     with inside(netns_fd):
         if observed is None:
             try:
-                observed = observe_here(desired.node, mechanisms)
+                observed = observe_here(desired.node, mechanisms, desired.mechanism)
             except RedirectError as exc:
                 raise RedirectError(str(exc), namespace=where, step="observe") from exc
         wanted = plan(desired, observed)
         run = _Execution(desired.node, where)
         owner_fd = None if wanted.empty else run.run(wanted)
-    return Applied(owner_fd, wanted.generation, not wanted.empty, wanted.lingering, run.undropped)
+    changed = bool(wanted.steps) or bool(wanted.drop and not run.undropped)
+    return Applied(owner_fd, wanted.generation, changed, wanted.lingering, run.undropped)
 
 
 def execute(netns_fd: int, node: str, wanted: Plan) -> int | None:

@@ -6,7 +6,7 @@ import os
 
 from redirect.errors import RedirectError
 from redirect.netfilter.backend import BACKENDS
-from redirect.netfilter.rules import MECHANISMS, Family, Mechanism
+from redirect.netfilter.rules import MECHANISMS, Family, Mechanism, Table
 from redirect.netns import identity, inside
 from redirect.plan import Observed, check_node
 from redirect.route import routing
@@ -25,9 +25,25 @@ def observe(netns_fd: int, node: str, mechanisms: tuple[Mechanism, ...] = MECHAN
             raise RedirectError(str(exc), namespace=where, step="observe") from exc
 
 
-def observe_here(node: str, mechanisms: tuple[Mechanism, ...] = MECHANISMS) -> Observed:
-    """The same in the calling thread's current namespace."""
-    found = [table for mechanism in mechanisms for table in BACKENDS[mechanism].tables(node)]
+def observe_here(
+    node: str, mechanisms: tuple[Mechanism, ...] = MECHANISMS, needed: Mechanism | None = None
+) -> Observed:
+    """The same in the calling thread's current namespace.
+
+    A mechanism that does not answer has no rules here: the kernel does not know it, or its commands are broken. It is
+    an error of the one that is `needed`, and when none answers.
+    """
+    found: list[Table] = []
+    failed: list[RedirectError] = []
+    for mechanism in mechanisms:
+        try:
+            found += BACKENDS[mechanism].tables(node)
+        except RedirectError as exc:
+            if mechanism == needed:
+                raise
+            failed.append(exc)
+    if failed and len(failed) == len(mechanisms):
+        raise failed[0]
     found.sort(key=lambda table: table.generation)
     with routing() as rt:
         return Observed(node=node, lo_up=rt.lo_up(), routes=rt.routes(node), tables=tuple(found))

@@ -40,7 +40,8 @@ from redirect import (
     steer,
 )
 from redirect.apply import execute
-from redirect.netfilter.rules import MECHANISMS, Chain, MarkIs, Pass, Rule
+from redirect.netfilter.backend import BACKENDS
+from redirect.netfilter.rules import MECHANISMS, Chain, MarkIs, Pass, Rule, Table
 from redirect.netns import identity, inside, open_netns
 from redirect.plan import DIALECTS, AddRoute, CreateTable, Dropped, FailurePolicy, Plan, plan
 from redirect.probe import probe
@@ -1072,6 +1073,46 @@ def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
         listener = world.outbound(family)
         world.connect(world.pod, family, VIP[family])
         world.accept(listener)
+
+
+def test_older_rules_that_cannot_be_removed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of iptables, whose chains go one family after the other: what is new stays in force."""
+    with ExitStack() as stack:
+        world = make_world(stack, frozenset({4, 6}), "iptables-nft")
+        world.steer(world.steering("closed"))
+        with monkeypatch.context() as patch:
+
+            def refuse(names: tuple[str, ...]) -> None:
+                raise RedirectError(f"{names[0]} is held")
+
+            patch.setattr(BACKENDS["iptables-nft"], "delete", refuse)
+            applied = world.steer(world.steering("closed", mechanism="nftables"))
+            assert applied.changed
+            assert "np-node-a-1 is held" in applied.undropped
+            assert len(observe(world.pod.fd, NODE).tables) == 2
+            assert not world.steer(world.steering("closed", mechanism="nftables")).changed
+        again = world.steer(world.steering("closed", mechanism="nftables"))
+        assert (again.changed, again.undropped) == (True, "")
+        assert [table.mechanism for table in observe(world.pod.fd, NODE).tables] == ["nftables"]
+
+
+class Broken:
+    """As where the kernel has no such tables, or the commands are of another one."""
+
+    def tables(self, node: str) -> list[Table]:
+        raise RedirectError(f"no rules of {node}: not supported")
+
+
+def test_mechanisms_that_do_not_answer_are_in_nobodys_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [other for other in MECHANISMS if other != world.mechanism]
+    for other in others:
+        monkeypatch.setitem(BACKENDS, other, Broken())
+    assert world.steer(world.steering("closed")).changed
+    assert not world.steer(world.steering("closed")).changed
+    assert remove(world.pod.fd, NODE).left == ()
+    assert observe(world.pod.fd, NODE).tables == ()
+    with pytest.raises(RedirectError, match="not supported"):
+        world.steer(world.steering("closed", mechanism=others[0]))
 
 
 def test_nobody_else_can_change_an_owned_table(owning: World) -> None:
