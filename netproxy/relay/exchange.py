@@ -44,13 +44,13 @@ Responses (1xx answers and trailers excepted):
 * ``x-netproxy-reason`` goes unless another agent said it (it arrived by mesh TLS; that agent has removed the
   application's).
 * ``upgrade`` and ``connection: upgrade`` stay in 101, and in 426 under the same exceptions as in requests.
+* ``date`` is added if there is none, except to 101 (RFC 9110 section 6.6.1: who has a clock must, on forwarding).
+* ``via`` as above, with the version of the response.
 * Content of unknown length is chunked for an HTTP/1.1 client (whose HEAD is then told so), and ends with the connection
   for an HTTP/1.0 one, which gets no trailers. No ``content-length`` and ``transfer-encoding`` in 101, 204 and in 2xx to
   CONNECT.
 * ``connection: close`` is added when we shall close: the client is HTTP/1.0 or said so, its request is not over yet, we
   are about to stop.
-* ``date`` is added if there is none, except to 101 (RFC 9110 section 6.6.1: who has a clock must, on forwarding).
-* ``via`` as above, with the version of the response.
 
 1xx answers and trailers pass without ``x-forwarded-client-cert`` and ``x-netproxy-reason``: no agent sends them there.
 Trailers that have no chunked body to follow are dropped. `request` says which 1xx answers pass.
