@@ -472,7 +472,9 @@ class TCPRouteSpec(Model):
 
 class TCPRoute(Model):
     """Which connections to a Service go where, by weight. A port with a TCPRoute is relayed unread. An HTTPRoute on the
-    same port wins, and of several TCPRoutes the oldest."""
+    same port wins, and of several TCPRoutes the oldest. HTTP/1.1 that is relayed unread to a workload whose port is
+    declared HTTP is ended there, and the route gets a warning: declare the port `tcp` in the Workload, or use an
+    HTTPRoute."""
 
     api_version: Literal["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"]
     kind: Literal["TCPRoute"]

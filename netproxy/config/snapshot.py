@@ -160,6 +160,12 @@ class _Work:
     def meshed(self, port: int) -> bool:
         return self.obj.resource.spec.attach is not None and self.port_mtls.get(port, self.mtls) != "DISABLE"
 
+    @property
+    def known_protocols(self) -> dict[int, AppProtocol]:
+        """By port: what the Workload says, else what the Services and routes of the port agree on."""
+        agreed = {port: next(iter(found)) for port, found in self.inferred.items() if len(found) == 1}
+        return agreed | self.protocols
+
 
 R = TypeVar("R", bound=Resource)
 
@@ -460,6 +466,28 @@ class _Build:
                 for endpoint in (endpoint for reached in (port, *sent_to) for endpoint in reached.endpoints):
                     if endpoint.workload:
                         self.works[endpoint.workload].inferred.setdefault(endpoint.port, set()).add(protocol)
+        self.warn_of_unread_http()
+
+    def warn_of_unread_http(self) -> None:
+        """Meshed workloads end HTTP/1.1 that comes to a port for HTTP as opaque octets: its fields could be forged."""
+        told: set[tuple[str, WorkloadKey, int]] = set()
+        for service in self.services.values():
+            for port in service.ports.values():
+                if port.tcp_route is None or port.routed_as != "tcp":
+                    continue
+                for backend in sorted(port.backends, key=lambda backend: (backend.service, backend.port)):
+                    for endpoint in self.services[backend.service].ports[backend.port].endpoints:
+                        key = (port.tcp_route.title, endpoint.workload, endpoint.port)
+                        if not endpoint.meshed or key in told:
+                            continue
+                        told.add(key)
+                        if self.works[endpoint.workload].known_protocols.get(endpoint.port) != "tcp":
+                            text = (
+                                f"port {endpoint.port} of Workload {endpoint.workload} is for HTTP too, so HTTP/1.1 "
+                                "that is relayed to it unread is ended: say appProtocol "
+                                '"tcp" there, or use an HTTPRoute'
+                            )
+                            self.say.warn(port.tcp_route, "UnsupportedProtocol", text)
 
     # --- the outcome
 
@@ -483,8 +511,6 @@ class _Build:
     @staticmethod
     def workload_shard(work: _Work) -> WorkloadShard:
         spec, meta = work.obj.resource.spec, work.obj.resource.metadata
-        # Where the Services of a port agree on its protocol, it is the port's, unless the Workload says otherwise.
-        inferred = {port: next(iter(found)) for port, found in work.inferred.items() if len(found) == 1}
         modes = {work.mtls, *work.port_mtls.values()}
         return WorkloadShard(
             namespace=meta.namespace,
@@ -498,7 +524,7 @@ class _Build:
             meshed=spec.attach is not None and modes != {"DISABLE"},
             mtls=work.mtls,
             port_mtls=work.port_mtls,
-            protocols=dict(sorted((inferred | work.protocols).items())),
+            protocols=dict(sorted(work.known_protocols.items())),
             nameservers=spec.dns.nameservers if work.local else (),
         )
 

@@ -292,23 +292,24 @@ class _Builder:
         if node.tag != _TAG + "map":
             self.wrong(node, path, f"has a tag that is not supported: {node.tag}")
         result: dict[str, Any] = {}
-        merged: list[yaml.Node] = []
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 self.wrong(key, path, "a key must be text")
             elif key.tag == _TAG + "merge":
-                merged += item.value if isinstance(item, yaml.SequenceNode) else [item]
+                merged += [(key, other) for other in (item.value if isinstance(item, yaml.SequenceNode) else [item])]
             elif key.value in result:
                 self.wrong(key, (*path, key.value), "is given twice")
             else:
                 result[key.value] = self.value(item, (*path, key.value))
-        for other in merged:
+        for key, other in merged:
             if isinstance(other, yaml.MappingNode):
                 # One level deeper, so that a mapping that merges itself comes to an end.
                 for name, item in self.mapping(other, (*path, "<<")).items():
                     result.setdefault(name, item)
             else:
-                self.wrong(other, path, '"<<" must merge a mapping')
+                # At the key: where the value is left out, its place is behind the end of the file.
+                self.wrong(key, path, '"<<" must merge a mapping')
         return result
 
     def scalar(self, node: yaml.ScalarNode, path: FieldPath) -> Any:

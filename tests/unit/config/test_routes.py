@@ -8,7 +8,7 @@ from netproxy.addr import ServiceKey
 from netproxy.config.shard import Backend, HeaderMatch, Match, QueryMatch, Rule, ServicePort, ServiceShard
 from netproxy.config.snapshot import Snapshot
 
-from .meshes import build, route, service, tcp_route, to, workload
+from .meshes import attached, build, route, service, tcp_route, to, workload
 
 DB = service("db", "{name: a, port: 9000}, {name: mysql, port: 3306}, {name: http, port: 80}")
 V1 = service("v1", "{name: x, port: 9000}")
@@ -90,6 +90,24 @@ def test_which_ports_a_tcp_route_means() -> None:
         "UnsupportedProtocol",
         "the ports of Service shop/db are HTTP: name one to have it relayed unread",
     )
+
+
+def test_http_that_workloads_would_not_take_unread_is_told() -> None:
+    """They end it, since its x-forwarded-client-cert could be anybody's."""
+
+    def warned(*workloads: str, to_port: int = 80) -> str:
+        plain = "{name: x, port: 90, targetPort: 9000}"
+        web = service("web", f"{{name: http, port: 80, targetPort: 8080}}, {plain}")
+        snapshot = build(service("db", plain), web, tcp_route("r", to("web", to_port), parent(90)), *workloads)
+        assert said(snapshot, "TCPRoute shop/r") == ("True", "Accepted", "")
+        found = snapshot.statuses["TCPRoute shop/r"].get("Warning")
+        return found.message if found is not None else ""
+
+    text = "port 8080 of Workload shop/web-1 is for HTTP too, so HTTP/1.1 that is relayed to it unread is ended"
+    assert warned(attached("web-1", "10.0.0.1", "web")).startswith(text)
+    assert warned(attached("web-1", "10.0.0.1", "web"), to_port=90) == ""
+    assert warned(workload("web-1", "10.0.0.1", app="web")) == ""
+    assert warned(attached("web-1", "10.0.0.1", "web", "ports: [{port: 8080, appProtocol: tcp}]")) == ""
 
 
 @pytest.mark.parametrize("http_first", [True, False])

@@ -293,6 +293,7 @@ PIECES += [b"---\n", b"kind: List\nitems: ", b"\t", b"#", b"%", b"\xff", b"\x00"
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
 @example(b"&x [*x]")
 @example(b"? *x\n")
+@example(b"? <<")
 @example(b"kind: List\nitems: &x [{<<: *x}]")
 def test_any_bytes_give_documents_or_errors_with_places(data: bytes) -> None:
     documents, errors = parse(data, "f")
