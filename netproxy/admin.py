@@ -9,7 +9,8 @@
 =================  ==========================================================
 
 What changes something is asked for on the unix socket only, which is root's: on loopback everybody on this host may
-ask, and so may a browser or a proxy that somebody else directs there.
+ask, and so may a browser or a proxy that somebody else directs there. A page whose name has been made to mean this
+host's loopback (DNS rebinding) can't read either: there only addresses and ``localhost`` are taken for our name.
 
 The unix socket always works. A port that is taken is logged, and tried again until it is free.
 """
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import json
 import os
 from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from .arena import ArenaReader
 from .errors import ConfigError
@@ -54,6 +57,26 @@ class Source(Protocol):
     async def set_log_level(self, name: str) -> None: ...
 
 
+@web.middleware
+async def _only_loopback_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    # Who sends no Host is no browser. (`request.host` would look up a name of ours, and wait for it.)
+    if not _is_rebound(request.headers.get("host", "localhost")):
+        return await handler(request)
+    return web.json_response({"error": "ask for this by an address or as localhost"}, status=403)
+
+
+def _is_rebound(host: str) -> bool:
+    """Is it a name that somebody's DNS may have made to mean us?"""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() == "localhost":
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return True
+    return False
+
+
 class Admin:
     def __init__(self, source: Source, settings: NodeSettings, *, retry_s: float = 0.1) -> None:
         self._source = source
@@ -76,7 +99,7 @@ class Admin:
             web.get("/config_dump", self._config_dump),
             web.get("/log_level", self._log_level),
         ]
-        private, loopback = web.Application(), web.Application()
+        private, loopback = web.Application(), web.Application(middlewares=[_only_loopback_names])
         private.add_routes([*reading, web.put("/log_level", self._set_log_level)])
         loopback.add_routes(reading)
         with contextlib.suppress(FileNotFoundError):

@@ -135,7 +135,7 @@ def test_log_level(settings: NodeSettings) -> None:
     run(settings, main)
 
 
-def test_the_port_changes_nothing(settings: NodeSettings) -> None:
+def test_the_port_changes_nothing_and_knows_its_name(settings: NodeSettings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -152,6 +152,17 @@ def test_the_port_changes_nothing(settings: NodeSettings) -> None:
                     await asyncio.sleep(0)
                 assert (await session.put("/log_level", data=b"debug")).status == 405
                 assert (await session.get("/config_dump")).status == 200
+                for host, status in (
+                    ("localhost", 200),
+                    (f"LocalHost:{port}", 200),
+                    (f"[::1]:{port}", 200),
+                    (f"rebound.example:{port}", 403),
+                    ("127.0.0.1.example", 403),
+                    ("", 403),
+                ):
+                    for target in ("/config_dump", "/status", "/metrics"):
+                        async with session.get(target, headers={"host": host}) as response:
+                            assert response.status == status, (host, target)
         finally:
             await admin.stop()
         assert source.level == "info"
