@@ -13,9 +13,12 @@ import errno
 import os
 import select
 import stat
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 
 ERROR, WARNING, INFO, DEBUG = range(4)
 LEVELS = ("error", "warning", "info", "debug")
@@ -88,9 +91,16 @@ _own = Log()
 
 
 def begin(role: str, level: str) -> None:
-    """`role` is what the messages of this process begin with."""
+    """`role` is what the messages of this process begin with. What nobody catches is told by us from now on."""
     _own.role = role
     set_level(level)
+    # The interpreter's own way waits for a stuck reader: a process that fails would never end, nor be replaced.
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _uncaught(kind: type[BaseException], exc: BaseException | None, _trace: TracebackType | None) -> None:
+    log_exception("uncaught", exc if exc is not None else kind())
 
 
 def set_level(name: str) -> None:

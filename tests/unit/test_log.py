@@ -166,6 +166,24 @@ def test_a_traceback_line_by_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert all(": error: " in line for line in lines)
 
 
+@pytest.mark.parametrize("where", ["fail()", "import threading; threading.Thread(target=fail).start()"])
+def test_what_nobody_catches_waits_for_no_reader(where: str) -> None:
+    program = f"""
+from netproxy import log
+log.begin("worker", "info")
+def fail():
+    raise RuntimeError("broken")
+{where}
+"""
+    reader, stuck = os.pipe()
+    fcntl.fcntl(stuck, fcntl.F_SETPIPE_SZ, PIPE)
+    os.write(stuck, b"#" * PIPE)
+    subprocess.run([sys.executable, "-c", program], stderr=stuck, timeout=20.0, check=False)
+    os.close(stuck)
+    assert os.read(reader, 1 << 20) == b"#" * PIPE
+    os.close(reader)
+
+
 # --- the file of the access log
 
 
