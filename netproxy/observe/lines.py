@@ -9,7 +9,7 @@ lock. What can't be written is lost and counted::
 
 Regular files get many lines with one call: an append goes in one piece. Anything else gets at most PIPE_BUF octets a
 call, always whole lines: then those of several processes that share a pipe never mix. What a full disk took of a line
-stays there, and the next line that can be written begins a new one.
+stays there, and the next line that can be written begins a new one, whichever process was the one that tore.
 
 A thread that is stuck in the kernel can't be ended, only left: `close` bounds the wait, and the process must then end
 with os._exit.
@@ -34,6 +34,7 @@ _FILE_BATCH = 256 * 1024
 _PAUSE_S = 0.02
 """Between two batches, so that the thread is not woken for every line."""
 _ROOM_S = 1.0
+_END = ord("\n")
 _MAX_OLD = 4
 """So many writers may be stuck at targets of before."""
 
@@ -43,7 +44,8 @@ class LineWriter:
 
     def __init__(self, fd: int, *, max_lines: int = MAX_LINES, max_octets: int = MAX_OCTETS) -> None:
         self._fd = fd
-        self._batch = _FILE_BATCH if stat.S_ISREG(os.fstat(fd).st_mode) else PIPE_BUF
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._batch = _FILE_BATCH if self._is_file else PIPE_BUF
         self._max = (max_lines, max_octets)
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._put = (0, 0)
@@ -54,7 +56,10 @@ class LineWriter:
         self._lost: dict[str, int] = {}
         """The thread's, by name of the errno."""
         self._told: Counter[str] = Counter()
+        self._doubtful = self._is_file
+        """The file may end within a line: before our first one, and after a failure, which others had too."""
         self._torn = False
+        """Our last line is not whole."""
         self.error = ""
         """Why the last write failed; "" when it did not."""
         self._closing = threading.Event()
@@ -131,7 +136,7 @@ class LineWriter:
             return b""
 
     def _write(self, batch: list[bytes], size: int) -> None:
-        head = b"\n" if self._torn else b""
+        head = b"\n" if self._doubtful and self._ends_within_a_line() else b""
         data = head + b"".join(batch)
         at, failed = 0, 0
         while at < len(data) and not failed:
@@ -147,13 +152,25 @@ class LineWriter:
             written = taken[len(head) :].count(b"\n")
             name = errno.errorcode.get(failed, str(failed))
             self._lost[name] = self._lost.get(name, 0) + len(batch) - written
-            if taken:
-                self._torn = not taken.endswith(b"\n")
-        else:
-            self._torn = False
+        if data[:at]:
+            self._torn = data[at - 1] != _END
+        self._doubtful = self._torn or (self._is_file and bool(failed))
         self.error = os.strerror(failed) if failed else ""
         self._written += written
         self._done = (self._done[0] + len(batch), self._done[1] + size)
+
+    def _ends_within_a_line(self) -> bool:
+        """Looked at twice: the write of another process may be half-way."""
+        for again in (True, False) if self._is_file else ():
+            try:
+                size = os.fstat(self._fd).st_size
+                if not size or os.pread(self._fd, 1, size - 1)[:1] in (b"", b"\n"):
+                    return False
+            except OSError:
+                return self._torn  # it can't be read: we know of our own lines only
+            if again:
+                time.sleep(_PAUSE_S)
+        return self._is_file or self._torn
 
     def _has_room(self) -> bool:
         """Wait for it. False: there was none in time."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from netproxy.logfile import open_target
 from netproxy.observe.lines import PIPE_BUF, LineWriter, Output
 
 WAIT_S = 20.0
@@ -142,6 +143,7 @@ def test_a_line_that_was_cut_short_ends_before_the_next(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk that is full in the middle of a line."""
     program = f"""
 import resource, signal, os
+from netproxy.logfile import open_target
 from netproxy.observe.lines import LineWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 100))
@@ -161,6 +163,43 @@ print(counts, writer.counts())
     assert (tmp_path / "log").read_bytes() == b"first\nseco\nfourth\n"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"", b"line\n"), (b"whole\n", b"whole\nline\n"), (b'{"half', b'{"half\nline\n')]
+)
+def test_a_line_that_another_process_left_cut_short(tmp_path: Path, before: bytes, after: bytes) -> None:
+    (tmp_path / "log").write_bytes(before)
+    writer = LineWriter(open_target(str(tmp_path / "log")))
+    writer.put(b"line\n")
+    assert written(writer) == {"": 1}
+    assert (tmp_path / "log").read_bytes() == after
+
+
+def test_two_processes_and_a_full_disk(tmp_path: Path) -> None:
+    """One tears a line, which the other, whose line was lost too, finds. A limit on files stands for the disk."""
+    program = f"""
+import resource, signal
+from netproxy.logfile import open_target
+from netproxy.logfile import open_target
+from netproxy.observe.lines import LineWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+one, other = (LineWriter(open_target({str(tmp_path / "log")!r})) for _ in range(2))
+def put(writer, line):
+    writer.put(line)
+    while writer.waiting:
+        pass
+put(other, b"first\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 100))
+put(one, b"second\\n")
+put(other, b"third\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+put(other, b"fourth\\n")
+put(one, b"fifth\\n")
+assert one.close({WAIT_S}) and other.close({WAIT_S})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (tmp_path / "log").read_bytes() == b"first\nseco\nfourth\nfifth\n"
+
+
 def test_a_descriptor_that_somebody_made_non_blocking(stuck: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("netproxy.observe.lines._ROOM_S", 0.001)
     reader, end = stuck
@@ -176,6 +215,7 @@ def test_a_stuck_writer_does_not_keep_the_process_alive(stuck: tuple[int, int]) 
     program = f"""
 import os
 import socket
+from netproxy.logfile import open_target
 from netproxy.observe.lines import LineWriter
 writer = LineWriter({end})
 writer.put(b"one\\n")
