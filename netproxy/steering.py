@@ -61,7 +61,10 @@ class Mechanisms:
                     self._asked_at = time.monotonic()
             if wanted == self.wanted:
                 if self.choice != found:
-                    log(f"steering by {found.mechanism}: {found.reason}" if found.mechanism else found.reason, WARNING)
+                    if found.mechanism:
+                        log(f"steering by {found.mechanism}: {found.reason}")
+                    else:
+                        log(found.reason, WARNING)
                 self.choice = found
                 break
         assert self.choice is not None

@@ -87,6 +87,8 @@ class Child:
     """Of the arena, a worker's."""
     replaces: int = 0
     """pid of the one that drains when this one is ready (upgrade)."""
+    dismissed: bool = False
+    """A brain that was told to make room for the next one (upgrade)."""
 
 
 @dataclass
@@ -315,12 +317,18 @@ class Supervisor:
             self._watch(child)
         except ChannelBroken as exc:
             # The pidfd reports the exit; one that lives on without a channel is of no use.
-            self._cut_off(child, f"channel: {exc}")
+            self._cut_off(child, "" if self._may_leave(child) else f"channel: {exc}")
         except Exception as exc:  # noqa: BLE001 - whatever one child says must not end the others
             self._cut_off(child, f"a message that can't be handled: {exc!r}")
 
+    def _may_leave(self, child: Child) -> bool:
+        """Was it told to?"""
+        return bool(self.stopping) or child.dismissed or child.state == "leaving"
+
     def _cut_off(self, child: Child, why: str) -> None:
-        _log(f"{child.role} {child.slot}: {why}", ERROR)
+        """`why` "": nothing is wrong with it."""
+        if why:
+            _log(f"{child.role} {child.slot}: {why}", ERROR)
         if child.channel.fileno() >= 0:
             self.selector.unregister(child.channel.fileno())
             child.channel.close()
@@ -360,7 +368,7 @@ class Supervisor:
             os.pwrite(self.arena_fd, bytes(ARENA_REGION_HEADER - 8), arena_region(child.region) + 8)
         code = os.waitstatus_to_exitcode(status)
         how = f"{'signal' if code < 0 else 'exit code'} {abs(code)}"
-        expected = self.stopping or child.state == "leaving"
+        expected = code in (0, -signal.SIGKILL) and self._may_leave(child)
         _log(f"{child.role} {child.slot} ended, pid {child.pid}, {how}", INFO if expected else WARNING)
         for key, item in self.attached.items():
             if item.request >= 0 and child.role == "worker":
@@ -888,6 +896,7 @@ class Supervisor:
                 self.upgrade_queue.insert(0, pid)
                 return
             if old.role == "brain":
+                old.dismissed = True
                 self._send(old, "leave")
             else:
                 self._start(old.role, old.slot, replaces=pid)

@@ -57,7 +57,10 @@ def test_a_relay_that_outlives_an_upgrade_ends_well(mesh_of: MeshOf) -> None:
         lambda: agent.metric("netproxy_tcp_connections_closed_total", reporter="source", reason="OK") == 2,
         "both connections to be counted as well ended",
     )
-    assert b"Traceback" not in agent.log.read_bytes()
+    assert agent.stop() == 0
+    # What was asked for is no fault of anybody.
+    said = agent.log.read_text()
+    assert not [line for line in said.splitlines() if ": error: " in line or ": warning: brain 0 ended" in line], said
 
 
 def test_an_upgrade_to_a_program_that_can_not_be_loaded_is_refused(mesh_of: MeshOf, tmp_path: Path) -> None:
