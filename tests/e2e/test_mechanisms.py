@@ -5,6 +5,7 @@ The rest of the suite runs with nftables, and tests/kernel has every case of ste
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -37,6 +38,11 @@ def is_ours(text: str) -> bool:
     return "netproxy-" in text or "np-" in text
 
 
+def checks(agent: Agent) -> dict[str, Any]:
+    shown = subprocess.run(agent.command("check", "-o", "json"), capture_output=True, text=True, check=False).stdout
+    return {item["name"]: item for item in json.loads(shown)["checks"]}
+
+
 def goes_direct(scene: Scene) -> bool:
     answer = get(scene.client, scene.server.ip, "/x", port=8080)
     return answer.status == 200 and not answer.json()["meshed"]
@@ -66,9 +72,16 @@ def test_traffic_goes_through_the_mesh(mesh_of: MeshOf, steering: str) -> None:
     assert scene.agent.metric("netproxy_tcp_connections_opened_total") >= 1
     answer = scene.client.run("dig", "+short", "+tries=1", "@198.51.100.53", f"web.{NAMESPACE}").stdout
     assert answer.split() == [VIP]
+    assert checks(scene.agent)[f"way out of {CLIENT}"]["ok"]
     # Inbound: plaintext of a stranger comes to the proxy too, which STRICT lets refuse it.
     scene.mesh.put(scene.mesh.peer_authentication("STRICT", app="web"))
     wait_for(lambda: get(scene.mesh.nodes[0], scene.server.ip, "/x", port=8080).status == 403, "the stranger's refusal")
+    # Who breaks it is named.
+    scene.client.run("nft", "add table inet odd; add chain inet odd in { type filter hook input priority 0; };"
+                     "add rule inet odd in tcp dport 15001 reject with tcp reset")  # fmt: skip
+    found = checks(scene.agent)[f"way out of {CLIENT}"]
+    assert not found["ok"] and "inet odd in" in found["detail"]
+    scene.client.run("nft", "delete", "table", "inet", "odd")
     # What is excluded goes its own way, at once and without a gap.
     scene.mesh.put(scene.mesh.peer_authentication("PERMISSIVE", app="web"))
     outside = {"traffic": {"outbound": {"excludePorts": [8080]}}}
