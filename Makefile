@@ -35,8 +35,8 @@ fmt: setup ## let ruff fix and format
 	@$(PY) -m ruff check --fix-only .
 	@$(PY) -m ruff format .
 
-docs: setup ## write docs/resources.md anew from the models
-	@$(PY) -m netproxy.config.reference docs/resources.md
+docs: setup ## write anew what the pages in docs/ take from the code
+	@$(PY) -m docs.pages
 
 clean: ## remove .venv, caches and build products
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
