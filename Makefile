@@ -29,7 +29,7 @@ test: setup ## run the tests; ARGS='-m "not kernel" -k pool' goes to pytest
 lint: setup ## ruff and mypy; edits nothing
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy -p netproxy -p redirect -p examples -p bench
+	@$(PY) -m mypy -p netproxy -p redirect -p examples -p bench -p docs
 
 fmt: setup ## let ruff fix and format
 	@$(PY) -m ruff check --fix-only .
