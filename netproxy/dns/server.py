@@ -124,9 +124,10 @@ class DnsServer:
             sock.close()
             return
         self._streams[workload] += 1
-        self._spawn(workload, self._serve(sock, workload)).add_done_callback(lambda _: self._left(workload))
+        self._spawn(workload, self._serve, sock, workload).add_done_callback(lambda _: self._left(sock, workload))
 
-    def _left(self, workload: WorkloadKey) -> None:
+    def _left(self, sock: socket.socket, workload: WorkloadKey) -> None:
+        sock.close()  # no more than a second time, unless nothing was ever begun with it
         self._streams[workload] -= 1
         if not self._streams[workload]:
             del self._streams[workload]
@@ -140,15 +141,18 @@ class DnsServer:
         """Answer what was asked, take no more."""
         self._draining.set()
 
-    def _spawn(self, workload: WorkloadKey, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._guarded(work))
+    def _spawn(
+        self, workload: WorkloadKey, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+    ) -> asyncio.Task[None]:
+        """`work` is called by the task itself: one that is cancelled before its first turn leaves no coroutine."""
+        task = asyncio.get_running_loop().create_task(self._guarded(work, *arguments))
         self._tasks[task] = workload
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         try:
-            await work
+            await work(*arguments)
         except Exception as exc:  # noqa: BLE001 - the top of a query or connection: count it, close, go on
             self._count("internal_errors")
             log_exception("a query failed", exc)
@@ -191,7 +195,7 @@ class DnsServer:
             door.answer(outcome.reply, sender)
         elif outcome.forward is not None:
             door.waiting += 1
-            task = self._spawn(door.workload, self._forward_datagram(door, outcome.forward, sender))
+            task = self._spawn(door.workload, self._forward_datagram, door, outcome.forward, sender)
             task.add_done_callback(lambda _: door.done())
 
     async def _forward_datagram(self, door: Datagrams, question: Question, sender: Any) -> None:

@@ -327,6 +327,26 @@ def test_drain_ends_the_idle_ones_and_answers_the_rest() -> None:
     run(main)
 
 
+def test_a_workload_that_goes_before_anything_was_begun() -> None:
+    async def main(bench: Bench) -> None:
+        client = bench.datagrams()
+        client.send(query("outside.example"))
+        bench.door.accept_queued()
+        reader, _ = await bench.stream()
+        ours, theirs = socket.socketpair()
+        bench.server.accept(ours, CLIENT)
+        bench.door.close()
+        bench.server.drop(CLIENT)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        await bench.idle()
+        assert theirs.recv(1) == b""
+        theirs.close()
+        assert not bench.server._streams
+
+    run(main)
+
+
 def test_a_workload_that_goes_leaves_nothing() -> None:
     async def main(bench: Bench) -> None:
         bench.there.reply = lambda wire: []
