@@ -40,4 +40,5 @@ docs: setup ## write anew what the pages in docs/ take from the code
 
 clean: ## remove .venv, caches and build products
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@find netproxy -name '*.so' -delete
 	@find . -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """The door to HTTP/1: which engine speaks it, and what every engine offers beyond `events.Engine`.
 
-Only the reference engine exists. Whoever drives an engine does it the same way:
+Two engines, with the same behaviour: native (compiled, `h1_native`) and reference (h11 behind `strict`). `use` says which
+one, for the process; native where it was compiled, unless told otherwise. Whoever drives an engine does it the same way:
 
     server   events = receive(data); ... send the response up to End ...; events = resume(); and so on,
              until `must_close` after an End: close. `is_full`: stop reading until the response is finished.
@@ -19,7 +20,15 @@ from netproxy.codec.events import Engine, Event
 from netproxy.codec.h1_reference import H1ReferenceClient, H1ReferenceServer
 from netproxy.codec.strict import H1Limits
 
-__all__ = ["H1Client", "H1Limits", "H1Server", "client_engine", "server_engine"]
+try:
+    from netproxy.codec import h1_native
+except ImportError:
+    h1_native = None  # it was not compiled: no compiler at the installation
+
+__all__ = ["ENGINES", "H1Client", "H1Limits", "H1Server", "client_engine", "engine", "server_engine", "use"]
+
+ENGINES = ("native", "reference") if h1_native is not None else ("reference",)
+"""Those that there are, the preferred one first."""
 
 
 class H1Client(Engine, Protocol):
@@ -52,9 +61,29 @@ class H1Server(Engine, Protocol):
         tunnel; raises like `receive`."""
 
 
+_engine = ENGINES[0]
+
+
+def engine() -> str:
+    """Which one is in use."""
+    return _engine
+
+
+def use(name: str) -> None:
+    """Every engine that is made from now on is of this kind, one of `ENGINES`. ValueError when it is not."""
+    global _engine
+    if name not in ENGINES:
+        raise ValueError(f"no HTTP/1 engine {name!r}, there is: {', '.join(ENGINES)}")
+    _engine = name
+
+
 def server_engine(limits: H1Limits | None = None) -> H1Server:
+    if _engine == "native":
+        return h1_native.H1NativeServer(limits)
     return H1ReferenceServer(limits)
 
 
 def client_engine(limits: H1Limits | None = None) -> H1Client:
+    if _engine == "native":
+        return h1_native.H1NativeClient(limits)
     return H1ReferenceClient(limits)

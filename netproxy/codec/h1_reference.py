@@ -542,6 +542,7 @@ def _head_event(event: h11.Request | h11.Response | h11.InformationalResponse, h
 def _checked(headers: Headers) -> tuple[Headers, bytes]:
     """A copy of fields that may be sent, and the name of the field that frames the content (b"" if none does)."""
     framing = b""
+    checked: Headers = []
     for name, value in headers:
         if (rule := check_field(name, value)) is not None:
             raise LocalProtocolError(rule.detail)
@@ -551,10 +552,13 @@ def _checked(headers: Headers) -> tuple[Headers, bytes]:
                 raise LocalProtocolError("more than one field that frames the content")
             if lower == b"content-length" and not check_content_length(value):
                 raise LocalProtocolError(Rule.CONTENT_LENGTH.detail)
-            if lower == b"transfer-encoding" and value.lower() != b"chunked":
-                raise LocalProtocolError(Rule.TE_CODING.detail)
+            if lower == b"transfer-encoding":
+                value = value.lower()  # RFC 9112 7: names of codings are case-insensitive, ours is written one way
+                if value != b"chunked":
+                    raise LocalProtocolError(Rule.TE_CODING.detail)
             framing = lower
-    return list(headers), framing
+        checked.append((name, value))
+    return checked, framing
 
 
 def _but_connection(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:

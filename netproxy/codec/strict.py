@@ -153,7 +153,7 @@ _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _VALUE_OCTET = rb"[^\x00-\x08\x0a-\x1f\x7f]"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 
-_is_token = re.compile(rb"[%b]+" % _TCHAR).fullmatch
+is_token = re.compile(rb"[%b]+" % _TCHAR).fullmatch
 _is_value = re.compile(rb"%b*" % _VALUE_OCTET).fullmatch
 _field = re.compile(rb"([%b]+):(%b*)" % (_TCHAR, _VALUE_OCTET)).fullmatch
 _request_line = re.compile(rb"([%b]+) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])" % _TCHAR).fullmatch
@@ -182,7 +182,7 @@ FORBIDDEN_TRAILERS = frozenset(
 
 def check_target(method: bytes, target: bytes) -> Rule | None:
     """The four forms of RFC 9112 3.2, each only where it may stand."""
-    if not _is_token(method):
+    if not is_token(method):
         return Rule.REQUEST_LINE
     if method == b"CONNECT":
         match = _authority(target)
@@ -203,11 +203,26 @@ def check_authority(value: bytes) -> bool:
 
 def check_field(name: bytes, value: bytes) -> Rule | None:
     """One field that we are about to send: what `Strict` would accept, already without surrounding white space."""
-    if not _is_token(name):
+    if not is_token(name):
         return Rule.FIELD_NAME
     if not _is_value(value) or value.strip(b" \t") != value:
         return Rule.FIELD_VALUE
     return None
+
+
+def field_rule(line: bytes) -> Rule:
+    """What is wrong with a field line that can't be read."""
+    name, colon, _ = line.partition(b":")
+    if line[:1] in (b" ", b"\t"):
+        return Rule.OBS_FOLD
+    if colon and name[-1:] in (b" ", b"\t") and is_token(name.rstrip(b" \t")):
+        return Rule.SPACE_BEFORE_COLON
+    return Rule.FIELD_VALUE if colon and is_token(name) else Rule.FIELD_NAME
+
+
+def check_chunk_line(line: bytes) -> bool:
+    """Size and extensions, without CRLF."""
+    return _chunk_line(line) is not None
 
 
 def check_content_length(value: bytes) -> bool:
@@ -392,12 +407,7 @@ class Strict:
             if self.keep_spelling:
                 self._spelling.setdefault(name, match[1])
             return name, match[2].strip(b" \t")
-        name, colon, _ = line.partition(b":")
-        if line[:1] in (b" ", b"\t"):
-            raise self._refusal(Rule.OBS_FOLD)
-        if colon and name[-1:] in (b" ", b"\t") and _is_token(name.rstrip(b" \t")):
-            raise self._refusal(Rule.SPACE_BEFORE_COLON)
-        raise self._refusal(Rule.FIELD_VALUE if colon and _is_token(name) else Rule.FIELD_NAME)
+        raise self._refusal(field_rule(line))
 
     def _finish_head(self, start_line: tuple[bytes, bytes, bytes]) -> Piece:
         version, second, target = start_line
@@ -405,7 +415,7 @@ class Strict:
         length = self._content_length(headers)
         chunked = self._chunked(headers, version)
         options = connection_options(headers)
-        if not all(_is_token(option) for option in options) or b"host" in options or b"content-length" in options:
+        if not all(is_token(option) for option in options) or b"host" in options or b"content-length" in options:
             # Naming Host or Content-Length would make a relay that obeys drop them, and so change the message.
             raise self._refusal(Rule.CONNECTION)
         close = version == b"1.0" or b"close" in options

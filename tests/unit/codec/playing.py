@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from netproxy.codec.events import Data, End, Event, RequestHead, ResponseHead
-from netproxy.codec.h1_reference import H1ReferenceClient, H1ReferenceServer
+from netproxy.codec.h1 import client_engine, server_engine
 from netproxy.codec.strict import H1Limits
 from netproxy.errors import RemoteProtocolError
 
@@ -37,7 +37,7 @@ def merged(events: Iterable[Event]) -> list[Event]:
 
 def play_server(parts: Sequence[bytes], *, eof: bool = True, limits: H1Limits | None = None) -> Outcome:
     """Every request is answered by an empty 404 as soon as it is whole."""
-    engine = H1ReferenceServer(limits)
+    engine = server_engine(limits)
     seen: list[Event] = []
     try:
         for part in [*parts, b""] if eof else parts:
@@ -60,7 +60,7 @@ def play_client(method: bytes, parts: Sequence[bytes], *, eof: bool = True, limi
 
     Method UPGRADE: a GET that would have a protocol x.
     """
-    engine = H1ReferenceClient(limits)
+    engine = client_engine(limits)
     upgrade = [(b"connection", b"upgrade"), (b"upgrade", b"x")] if method == b"UPGRADE" else []
     target = b"a:1" if method == b"CONNECT" else b"/"
     engine.send(1, RequestHead(1, b"GET" if upgrade else method, target, [(b"host", b"a"), *upgrade]))
