@@ -29,6 +29,7 @@ from .arena import ArenaReader
 from .certificates import Certificates
 from .channel import Channel, ChannelBroken, Message
 from .child import Joined, join
+from .codec.h1 import chosen
 from .config import source
 from .config.load import Loader
 from .config.shard import ServiceShard, Shard, WorkloadShard, encode_shard
@@ -298,6 +299,7 @@ class Brain:
         pods = self.workloads.pods
         return Condition(
             node=self.settings.node,
+            http1=chosen(self.settings.http1_engine),
             steering={key: (pod.mechanism or "none", pod.want.failure_policy, pod.state) for key, pod in pods.items()},
             certificates={identity: svid.not_after for identity, svid in self.certificates.svids.items()},
             rejected=len(self.snapshot.rejected) if self.snapshot else 0,
@@ -357,7 +359,7 @@ class Brain:
             "node": self.settings.node,
             "healthy": self.healthy()[0],
             "detail": self.healthy()[1],
-            "engine": {"http1": "reference (h11)"},
+            "engine": {"http1": chosen(self.settings.http1_engine)},
             "config": {
                 "path": self.settings.config,
                 "error": self.config_error,

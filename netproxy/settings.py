@@ -57,6 +57,8 @@ class NodeSettings:
     """How often configuration files are looked at."""
     access_log: str = "-"
     """File that access log lines are appended to; ``-``: standard output."""
+    http1_engine: str = "auto"
+    """``native``, ``reference``, or ``auto``: native where it was compiled."""
     log_level: str = "info"
     """Of our own messages at the start: error, warning, info or debug."""
 

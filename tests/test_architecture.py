@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     | {
         "arena",
         "channel",
+        "codec",
         "config",
         "decide",
         "dns",

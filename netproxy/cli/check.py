@@ -22,6 +22,7 @@ from redirect.netns import open_netns
 from redirect.obstacles import blocked
 from redirect.probe import Choice, Probe, Wanted, choose, probe
 
+from ..codec.h1 import ENGINES
 from .ask import console, fetch
 from .options import RUN_ROOT, STATE_ROOT, Output, counted, node_name, run_dir
 
@@ -75,7 +76,11 @@ def _machine() -> list[Finding]:
     bindings = importlib.util.find_spec("nftables")
     findings = [
         Finding("python", True, platform.python_version()),
-        Finding("HTTP/1 engine", None, "reference (h11)"),
+        Finding(
+            "HTTP/1 engine",
+            True if ENGINES[0] == "native" else None,
+            ENGINES[0] + ("" if ENGINES[0] == "native" else ": the native one was not compiled, a request costs more"),
+        ),
         Finding("root", root, "" if root else "the agent needs root (network namespaces, nftables)"),
         Finding(
             "libnftables",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
 from typing import Annotated
 
 import typer
 
+from ..codec.h1 import chosen
 from ..config import source
 from ..errors import ConfigError
 from ..logfile import STDOUT, open_target
 from ..settings import NodeSettings
 from .options import RUN_ROOT, STATE_ROOT, Level, node_name, run_dir
+
+
+class Engine(enum.StrEnum):
+    auto = "auto"
+    native = "native"
+    reference = "reference"
 
 
 def run(
@@ -34,6 +42,9 @@ def run(
     metrics_address: Annotated[str, typer.Option(help="Address the metrics port binds.")] = "127.0.0.1",
     worker_uid: Annotated[int, typer.Option(min=1, help="User and group id of the workers.")] = 14539,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that connections may take to end at a stop.")] = 30.0,
+    http1_engine: Annotated[
+        Engine, typer.Option("--http1-engine", help="auto: native where it was compiled, else reference (h11, slow).")
+    ] = Engine.auto,
     access_log: Annotated[
         str,
         typer.Option(
@@ -55,6 +66,11 @@ def run(
     try:
         source.fingerprint(config)
     except ConfigError as exc:
+        typer.echo(f"netproxy: {exc}", err=True)
+        raise typer.Exit(2) from None
+    try:
+        chosen(http1_engine)
+    except ValueError as exc:
         typer.echo(f"netproxy: {exc}", err=True)
         raise typer.Exit(2) from None
     try:
@@ -80,6 +96,7 @@ def run(
         worker_gid=worker_uid,
         drain_s=drain,
         access_log=access_log if access_log == STDOUT else os.path.abspath(access_log),
+        http1_engine=http1_engine,
         log_level=log_level,
     )
     sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The door to HTTP/1: which engine speaks it, and what every engine offers beyond `events.Engine`.
 
-Two engines, with the same behaviour: native (compiled, `h1_native`) and reference (h11 behind `strict`). `use` says which
-one, for the process; native where it was compiled, unless told otherwise. Whoever drives an engine does it the same way:
+Two engines with one behaviour: native (compiled, `h1_native`) and reference (h11 behind `strict`). `use` says which
+one, for the process: native where it was compiled, unless told otherwise. A driver does it the same way with both:
 
     server   events = receive(data); ... send the response up to End ...; events = resume(); and so on,
              until `must_close` after an End: close. `is_full`: stop reading until the response is finished.
@@ -23,9 +23,9 @@ from netproxy.codec.strict import H1Limits
 try:
     from netproxy.codec import h1_native
 except ImportError:
-    h1_native = None  # it was not compiled: no compiler at the installation
+    h1_native = None  # type: ignore[assignment]  # it was not compiled: no compiler at the installation
 
-__all__ = ["ENGINES", "H1Client", "H1Limits", "H1Server", "client_engine", "engine", "server_engine", "use"]
+__all__ = ["ENGINES", "H1Client", "H1Limits", "H1Server", "chosen", "client_engine", "engine", "server_engine", "use"]
 
 ENGINES = ("native", "reference") if h1_native is not None else ("reference",)
 """Those that there are, the preferred one first."""
@@ -61,29 +61,34 @@ class H1Server(Engine, Protocol):
         tunnel; raises like `receive`."""
 
 
-_engine = ENGINES[0]
+_in_use = {"engine": ENGINES[0]}
 
 
 def engine() -> str:
     """Which one is in use."""
-    return _engine
+    return _in_use["engine"]
+
+
+def chosen(wanted: str) -> str:
+    """The engine that this means: ``auto``, or one of `ENGINES`. ValueError when there is no such engine."""
+    name = ENGINES[0] if wanted == "auto" else wanted
+    if name not in ENGINES:
+        raise ValueError(f"no HTTP/1 engine {name!r} here, there is: {', '.join(ENGINES)}")
+    return name
 
 
 def use(name: str) -> None:
-    """Every engine that is made from now on is of this kind, one of `ENGINES`. ValueError when it is not."""
-    global _engine
-    if name not in ENGINES:
-        raise ValueError(f"no HTTP/1 engine {name!r}, there is: {', '.join(ENGINES)}")
-    _engine = name
+    """Every engine that is made from now on is of this kind, one of `ENGINES`."""
+    _in_use["engine"] = chosen(name)
 
 
 def server_engine(limits: H1Limits | None = None) -> H1Server:
-    if _engine == "native":
+    if h1_native is not None and _in_use["engine"] == "native":
         return h1_native.H1NativeServer(limits)
     return H1ReferenceServer(limits)
 
 
 def client_engine(limits: H1Limits | None = None) -> H1Client:
-    if _engine == "native":
+    if h1_native is not None and _in_use["engine"] == "native":
         return h1_native.H1NativeClient(limits)
     return H1ReferenceClient(limits)

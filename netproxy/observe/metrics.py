@@ -40,6 +40,8 @@ class Condition:
     """What the brain knows at scrape time. Keys of `steering` are workloads: (mechanism, policy, state)."""
 
     node: str
+    http1: str
+    """The engine that speaks HTTP/1."""
     steering: dict[str, tuple[str, str, str]]
     certificates: dict[str, float]
     """Identity -> end of validity, Unix seconds."""
@@ -168,7 +170,7 @@ def _events(rows: list[Row]) -> Iterator[Metric]:
 
 def _condition(now: Condition) -> Iterator[Metric]:
     build = GaugeMetricFamily("netproxy_build_info", "1; the version in a label.", labels=("version", "node", "http1"))
-    build.add_metric((__version__, now.node, "reference"), 1)
+    build.add_metric((__version__, now.node, now.http1), 1)
     yield build
     steering = GaugeMetricFamily(
         "netproxy_workload_steering",

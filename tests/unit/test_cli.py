@@ -525,7 +525,7 @@ def findings(found: Any) -> dict[str, bool | None]:
 def test_check_without_an_agent(cli: CliRunner, tmp_path: Path, output: str) -> None:
     found = cli.invoke(app, check_args(tmp_path, "-o", output))
     assert found.exit_code == 0, found.output
-    for text in ("nftables IPv4", "nftables IPv6", "reference (h11)", "does not run", str(tmp_path / "state")):
+    for text in ("nftables IPv4", "nftables IPv6", "native", "does not run", str(tmp_path / "state")):
         assert text in found.stdout
     assert list(tmp_path.iterdir()) == []
 
