@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..addr import ClientAddr, OriginalDst, WorkloadKey, canonical_ip
 from .origdst import local_dst, original_dst
-from .sniff import NO_NAME, PEEK, TLS_HANDSHAKE, Protocol, client_hello, sniff
+from .sniff import NO_NAME, PEEK, TLS_HANDSHAKE, Protocol, client_hello, missing, sniff
 
 _ACCEPT_BATCH = 64
 """Connections accepted per wake-up, so that a flood can't starve the connections that exist."""
@@ -137,7 +137,7 @@ async def detect(sock: socket.socket, timeout_s: float) -> Protocol | None:
                         continue
                     seen, first = len(data), data[:1]
                     # Else the loop would spin on the octets that are there already.
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(seen + missing(data), PEEK))
                 ready = loop.create_future()
                 if not reading:
                     loop.add_reader(sock.fileno(), wake)

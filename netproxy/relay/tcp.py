@@ -10,7 +10,7 @@ PROTOCOL_MISMATCH before a single field has passed. Nothing is held back meanwhi
 
 from __future__ import annotations
 
-from ..accept.sniff import Protocol, sniff
+from ..accept.sniff import TLS_HANDSHAKE, Protocol, sniff
 from ..decide.route import Choice
 from ..errors import Reason
 from ..observe.record import Parties
@@ -47,6 +47,10 @@ class _Side:
     def _admits(self, data: bytes) -> bool:
         assert self.guarded is not None
         self.guarded += data
+        if self.guarded[:1] == TLS_HANDSHAKE:
+            # It can't become a request, and to look through it with every octet that comes would be costly.
+            self.guarded = None
+            return True
         verdict = sniff(self.guarded)
         if verdict is not None:
             self.guarded = None

@@ -92,9 +92,9 @@ def test_at_once_and_nothing_is_consumed(pair: Pair, data: bytes, verdict: Proto
     run(main)
 
 
-@pytest.mark.parametrize("data", [b"PROPFIND /", in_records(client_hello("web", ("netproxy/tcp",)), 200)])
-def test_octet_by_octet_one_wake_up_each(pair: Pair, data: bytes) -> None:
+def test_octet_by_octet_one_wake_up_each(pair: Pair) -> None:
     client, sock = pair[0], counted(pair[1])
+    data = b"PROPFIND /"
 
     async def main() -> None:
         task = asyncio.ensure_future(detect(sock, LONG_S))
@@ -102,8 +102,28 @@ def test_octet_by_octet_one_wake_up_each(pair: Pair, data: bytes) -> None:
         for number in range(len(data)):
             client.send(data[number : number + 1])
             await peeked(sock, number + 2)
-        assert await task in (Protocol.HTTP1, Protocol.MESH_TLS)
+        assert await task is Protocol.HTTP1
         assert sock.peeks == len(data) + 1
+        assert sock.recv(PEEK) == data
+
+    with sock:
+        run(main)
+
+
+@pytest.mark.parametrize("record", [1, 200])
+def test_a_hello_octet_by_octet_is_not_looked_at_each_time(pair: Pair, record: int) -> None:
+    """The kernel waits for what is missing at least."""
+    client, sock = pair[0], counted(pair[1])
+    data = in_records(client_hello("web", ("netproxy/tcp",)), record)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(detect(sock, LONG_S))
+        await peeked(sock, 1)
+        for number in range(len(data)):
+            client.send(data[number : number + 1])
+            await asyncio.sleep(0)
+        assert await task is Protocol.MESH_TLS
+        assert sock.peeks < 60
         assert sock.recv(PEEK) == data
 
     with sock:

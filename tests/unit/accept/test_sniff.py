@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netproxy.accept.sniff import NO_NAME, PEEK, ClientHello, Protocol, client_hello, sniff
+from netproxy.accept.sniff import NO_NAME, PEEK, ClientHello, Protocol, client_hello, missing, sniff
 
 from .hellos import client_hello as make_hello
 from .hellos import in_records
@@ -103,6 +103,20 @@ def test_real_hellos_split_at_every_octet(sni: str, alpn: tuple[str, ...], recor
     assert sniff(hello) is expected
     assert sniff(hello + b"\x17\x03\x03\x00\x01\x00") is expected
     assert client_hello(hello) == ClientHello(sni, tuple(name.encode() for name in alpn))
+
+
+@pytest.mark.parametrize("record", [1, 3, 100, 10_000])
+def test_a_hello_in_small_pieces_is_looked_through_seldom(record: int) -> None:
+    """With every octet, one client with 250 segments a second took all of a worker's time."""
+    hello = in_records(make_hello("web.example", tuple(f"protocol-{number}" for number in range(30))), record)
+    at, looks = 1, 0
+    while sniff(hello[:at]) is None:
+        looks += 1
+        step = missing(hello[:at])
+        assert all(sniff(hello[:between]) is None for between in (at + 1, at + step // 2, at + step - 1) if step > 1)
+        at += step
+    assert at == len(hello)
+    assert looks < 60
 
 
 def test_a_name_that_only_contains_ours_is_not_ours() -> None:

@@ -42,6 +42,20 @@ class Relayed:
         assert self.world.recorder.open == 0
 
 
+def test_a_guard_is_off_once_no_request_can_come() -> None:
+    async def main() -> None:
+        pair = Relayed(inbound=True, guarded=True)
+        for octets in (b"\x16", b"\x03\x01\x00\x01\x01" * 3, REQUEST):
+            pair.down.peer_sends(octets)
+            await turns()
+            assert pair.relay._down.guarded is None
+        assert pair.up.take_sent().endswith(REQUEST)
+        pair.relay.abort()
+        await turns()
+
+    play(main)
+
+
 def test_both_ways_with_half_close() -> None:
     async def main() -> None:
         pair = Relayed()
