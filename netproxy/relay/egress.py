@@ -3,8 +3,9 @@
 `decide.egress` gives permissions by what SNI or Host says; here they become addresses. What a name stands for is found
 out by the workload's own resolver, never by the client: the address that it dialled with that name is not used.
 
-An answer of the resolver is somebody else's word as well. It may not lead to loopback, link-local, multicast or
-unspecified addresses, nor to a VIP; what it leads to inside of the mesh is reached as everything there, by mesh TLS.
+An answer of the resolver is somebody else's word as well. It may not lead to loopback, link-local (where clouds have
+their metadata), multicast or unspecified addresses, nor to a VIP, also not as IPv4 within IPv6; what it leads to inside
+of the mesh is reached as everything there, by mesh TLS.
 
 Of several addresses the next one is tried when one can't be connected to, at most `MAX_TRIES` of them, all within the
 one connect timeout of the mesh: each gets an equal part of what is left.
@@ -49,10 +50,17 @@ class Standing:
         if self.permission.external is not None:
             good = tables.egress.still(self.permission, self._facts.dst)
         else:
-            good = tables.mesh.outbound_policy != "deny" or tables.egress.opaque(self._facts.dst) is not None
+            good = tables.mesh.outbound_policy != "deny" or self._is_known()
         if good:
             self._version = tables.egress_version
         return good
+
+    def _is_known(self) -> bool:
+        """Would the address be dialled for a new connection too?"""
+        tables, dst = self._services.tables, self._facts.dst
+        if tables.workload_at(dst.host) is not None or tables.is_endpoint(*dst):
+            return True
+        return tables.egress.opaque(dst) is not None
 
 
 def count(services: Services, result: str, protocol: str) -> None:
@@ -148,6 +156,8 @@ class Targets:
                 if not self._families and not self._tries:
                     raise self._failed from None
         if not self._ready:
+            if not self._tries:
+                raise UpstreamError(Reason.CONNECT_FAILED, "the workload has no address to dial from")
             return None
         self._tries += 1
         return self._ready.pop(0)
@@ -174,8 +184,14 @@ class Targets:
         return [tables.direct(host, port) for host in usable[:MAX_TRIES]]
 
 
+# IPv4-compatible (RFC 4291 section 2.5.5.1), and what a NAT64 makes IPv4 of (RFC 6052 section 2.1).
+_WITH_IPV4 = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
+
+
 def _is_elsewhere(host: str) -> bool:
     address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv6Address) and int(address) > 1 and any(address in net for net in _WITH_IPV4):
+        address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
 
 

@@ -255,6 +255,29 @@ def test_what_nobody_declared_ends_with_the_policy_that_allowed_it() -> None:
     play(main)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_what_the_mesh_has_by_now_stays(known: bool) -> None:
+    """The change that denies the unknown also says what the address is."""
+
+    async def main() -> None:
+        world = Outside(ALLOW)
+        client = await world.call(ANY, 22, RAW)
+        with client:
+            await world.outcome(client)
+            upstream = world.dialer.open[0].accept()
+            await world.task
+            (relay,) = world.services.live
+            spec = ServicePort(22, "", "auto", (Endpoint(ANY if known else "203.0.113.8", 22),))
+            world.tables.put(ServiceShard("shop", "headless", (), (spec,), headless=True))
+            world.tables.put(DENY)
+            relay.check(world.time)
+            assert upstream.was_reset is not known
+            relay.abort()
+            await turns()
+
+    play(main)
+
+
 # --- names and addresses
 
 
@@ -268,6 +291,11 @@ def test_what_nobody_declared_ends_with_the_policy_that_allowed_it() -> None:
         ({4: ["192.0.2.1", "192.0.2.1"]}, (4,), ["192.0.2.1"]),
         ({4: ["127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", VIP, "192.0.2.1"]}, (4,), ["192.0.2.1"]),
         ({4: ["127.0.0.1"]}, (4,), []),
+        (
+            {6: ["::1", "::7f00:1", "64:ff9b::a9fe:a9fe", "fe80::1", "::", "64:ff9b::c000:201", "2001:db8::1"]},
+            (6,),
+            ["64:ff9b::c000:201", "2001:db8::1"],
+        ),
         ({}, (4, 6), []),
     ],
 )
@@ -330,6 +358,18 @@ def test_without_a_resolver_names_fail() -> None:
         with client:
             await world.task
         assert world.recorder.connections[-1][0] is Reason.DNS_FAILED
+
+    play(main)
+
+
+def test_without_an_address_of_its_own_nothing_is_asked() -> None:
+    async def main() -> None:
+        world = Outside(DENY)
+        client = await world.call(VIP, 5432, b"", ())
+        with client:
+            await world.task
+        assert world.recorder.connections[-1][0] is Reason.CONNECT_FAILED
+        assert world.resolver.asked == []
 
     play(main)
 
