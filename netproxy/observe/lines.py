@@ -6,6 +6,7 @@ lock. What can't be written is lost and counted::
     queue full          ``full``            the reader of a pipe is stuck, or the disk slower than the requests
     write fails         name of the errno   ``ENOSPC``, ``EIO``, ``EPIPE``, ...; the next lines are tried again
     no room for 1 s     ``EAGAIN``          somebody made the descriptor non-blocking
+    our end comes       ``stuck``           what was still queued, since the thread could not be waited for
 
 Regular files get many lines with one call: an append goes in one piece. Anything else gets at most PIPE_BUF octets a
 call, always whole lines: then those of several processes that share a pipe never mix. What a full disk took of a line
@@ -234,4 +235,6 @@ class Output:
         until = time.monotonic() + timeout_s
         done = [writer.close(max(0.0, until - time.monotonic())) for writer in writers]
         self.publish()
+        if left := sum(writer.waiting for writer in writers):
+            self._count("stuck", left)
         return all(done)

@@ -296,6 +296,8 @@ def test_a_log_that_takes_nothing_costs_no_request(mesh_of: Callable[..., Mesh],
         os.kill(agent.process.pid, signal.SIGUSR2)
         wait_for(lambda: is_replaced(agent, old), "a new worker")
         wait_for(agent.is_healthy, "the agent to be well")
+        # Nor is what it still had lost uncounted.
+        wait_for(lambda: "stuck" in agent.status()["access_log"]["dropped"], "the last lines of the old worker")
     assert agent.stop(timeout=15) == 0
     if reader >= 0:
         os.close(reader)

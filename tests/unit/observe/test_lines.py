@@ -279,8 +279,9 @@ def test_writers_that_are_stuck_have_a_bound(stuck: tuple[int, int]) -> None:
     assert "stays" in told.said[0]
     told.output.put(b"line\n")
     assert not told.output.close(0.0)
+    assert told.counts == {"stuck": 7}  # a process ends now
     os.close(end)
     with os.fdopen(reader, "rb") as file:
         assert file.read().count(b"line\n") == 7  # at its end every writer has written what it had, and closed
     assert told.output.close(WAIT_S)
-    assert told.counts == {"": 7}
+    assert told.counts == {"stuck": 7, "": 7}
