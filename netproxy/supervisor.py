@@ -22,7 +22,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -33,13 +32,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from . import log as own_log
-from .channel import MAX_FDS, VERSION, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
-from .holder import Holder, release
+from .attachments import Attached, Attachments, descriptors, disown, drop_duplicates, own
+from .channel import VERSION, Channel, ChannelBroken, Message, memfd_with, read_memfd, socket_pair
 from .log import ERROR, INFO, WARNING
 from .log import log as _log
 from .logfile import STDOUT, open_target
@@ -50,17 +48,6 @@ ATTACH_TIMEOUT_S = 5.0
 _BACKOFF_MAX_S = 5.0
 _STABLE_S = 5.0
 """A child that lived this long is restarted at once; one that died sooner, with growing delay."""
-_DNS_KINDS = ("dns", "dns-tcp")
-"""Of listeners: datagrams and connections to the port for names. The other kinds are outbound and inbound."""
-_BACKLOG = 4096
-_DNS_BUFFER = 4 << 20
-"""Of queries that wait in a worker's socket: the usual 208 KiB hold 277 of them, and resolvers ask in bursts."""
-_MAX_SOCKETS = MAX_FDS
-_IP_TRANSPARENT = 19
-_IPV6_TRANSPARENT = 75
-_SO_MARK = 36
-_SO_RCVBUFFORCE = 33
-_CLONE_NEWNET = 0x40000000
 _TAKEOVER = "NETPROXY_TAKEOVER"
 _PYTHON = [sys.executable, "-P"]
 """-P: a file in the current folder must not be taken for a module, we are root."""
@@ -70,8 +57,6 @@ _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": st
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 _STOP_WAIT_S = 10.0
 """How long a stop waits for a brain that is just being restarted."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -92,22 +77,6 @@ class Child:
 
 
 @dataclass
-class Attached:
-    """One workload's namespace. `listeners` by slot: [kind, family, fd]."""
-
-    netns_fd: int
-    spec: dict[str, Any]
-    listeners: dict[int, list[tuple[str, int, int]]] = field(default_factory=dict)
-    owner: Holder | None = None
-    """Of the netlink socket that owns the table, under failure policy ``open``."""
-    policy: str = "open"
-    waiting: set[int] = field(default_factory=set)
-    """Slots whose `listening` the brain waits for, and its request."""
-    request: int = -1
-    deadline: float = 0.0
-
-
-@dataclass
 class Slot:
     """Place of one child: when it may start again, since when nobody is ready in it."""
 
@@ -124,9 +93,8 @@ class Supervisor:
         self.slots: dict[tuple[str, int], Slot] = {("brain", 0): Slot()}
         for slot in range(settings.workers):
             self.slots["worker", slot] = Slot()
-        self.attached: dict[str, Attached] = {}
+        self.attachments = Attachments(settings.mark)
         self.shards: dict[str, tuple[str, bytes]] = {}
-        self.home_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.arena_fd = -1
         self.stopping = ""
         self.stop_deadline = 0.0
@@ -214,13 +182,13 @@ class Supervisor:
                     out.append(slot.start_at)
                 if role == "worker" and slot.down_since:
                     due = slot.down_since + WORKER_GRACE_S
-                    if due > now or self._holds_listeners(number):
+                    if due > now or self.attachments.holds_listeners(number):
                         out.append(due)
         if self.stop_deadline:
             out.append(self.stop_deadline)
         if self.stop_by:
             out.append(self.stop_by)
-        out += [item.deadline for item in self.attached.values() if item.request >= 0]
+        out += [item.deadline for item in self.attachments.by_key.values() if item.request >= 0]
         return out
 
     def _tick(self) -> None:
@@ -231,7 +199,7 @@ class Supervisor:
                     self._start(role, number)
                 if role == "worker" and slot.down_since and now >= slot.down_since + WORKER_GRACE_S:
                     self._give_up_slot(number)
-        for key, item in self.attached.items():
+        for key, item in self.attachments.by_key.items():
             if item.request >= 0 and now >= item.deadline:
                 self._answer_attach(key, item, "")
         if self.stop_by and now >= self.stop_by:
@@ -248,9 +216,6 @@ class Supervisor:
 
     def _occupied(self, role: str, slot: int) -> bool:
         return any(c.role == role and c.slot == slot and c.state != "leaving" for c in self.children.values())
-
-    def _holds_listeners(self, slot: int) -> bool:
-        return any(slot in item.listeners for item in self.attached.values())
 
     # -- children -----------------------------------------------------------------------------------
 
@@ -370,7 +335,7 @@ class Supervisor:
         how = f"{'signal' if code < 0 else 'exit code'} {abs(code)}"
         expected = code in (0, -signal.SIGKILL) and self._may_leave(child)
         _log(f"{child.role} {child.slot} ended, pid {child.pid}, {how}", INFO if expected else WARNING)
-        for key, item in self.attached.items():
+        for key, item in self.attachments.by_key.items():
             if item.request >= 0 and child.role == "worker":
                 item.waiting.discard(child.slot)
                 if not item.waiting:
@@ -391,15 +356,14 @@ class Supervisor:
 
     def _give_up_slot(self, slot: int) -> None:
         """Nobody serves this slot for too long: what is in its queues is refused now, not never."""
-        for item in self.attached.values():
-            _close_all(item.listeners.pop(slot, []))
+        self.attachments.close_slot(slot)
         if any(c.role == "worker" and c.state == "ready" for c in self.children.values()):
             return
-        released = [key for key, item in self.attached.items() if item.owner is not None]
+        released = [key for key, item in self.attachments.by_key.items() if item.owner is not None]
         if released:
             names = ", ".join(released)
             _log(f"no worker for {WORKER_GRACE_S:g} s: steering released (failure policy open): {names}", WARNING)
-            self._disown(self.attached[key] for key in released)
+            disown(self.attachments.by_key[key] for key in released)
             # It can't be put back before a worker is ready, but until then the brain must not call it steered.
             self._to_brain("resteer", body=json.dumps(released).encode(), released=True)
 
@@ -433,7 +397,7 @@ class Supervisor:
                 self._send(child, "access_log", (self.access_fd,))
             for key, (version, body) in self.shards.items():
                 self._send(child, "shard", key=key, version=version, body=body)
-            for key, item in self.attached.items():
+            for key, item in self.attachments.by_key.items():
                 self._listen(child, key, item)
         self._send(child, "synced")
 
@@ -449,7 +413,9 @@ class Supervisor:
             self._send(old, "drain", deadline_s=self.settings.drain_s)
         self._next_upgrade()
         if child.role == "worker":
-            released = [k for k, item in self.attached.items() if item.owner is None and item.policy == "open"]
+            released = [
+                k for k, item in self.attachments.by_key.items() if item.owner is None and item.policy == "open"
+            ]
             if released:
                 self._to_brain("resteer", body=json.dumps(released).encode())
         if self.slots and all(self._ready(role, slot) for role, slot in self.slots):
@@ -460,7 +426,7 @@ class Supervisor:
 
     def _worker_listening(self, child: Child, message: Message) -> None:
         key = message.fields["workload"]
-        item = self.attached.get(key)
+        item = self.attachments.by_key.get(key)
         if item is not None and item.request >= 0:
             item.waiting.discard(child.slot)
             if not item.waiting:
@@ -477,17 +443,12 @@ class Supervisor:
 
     def _worker_sockets(self, child: Child, message: Message) -> None:
         fields = message.fields
-        item = self.attached.get(fields["workload"])
+        item = self.attachments.by_key.get(fields["workload"])
         kind = fields.get("kind", "stream")  # a worker of before an upgrade sends none
         fds: list[int] = []
-        error = "" if item else "workload is not attached"
-        try:
-            if item is not None:
-                with self._inside(item.netns_fd):
-                    while len(fds) < min(int(fields["n"]), _MAX_SOCKETS):
-                        fds.append(self._socket(fields["family"], kind).detach())
-        except OSError as exc:
-            error = str(exc)
+        error = "workload is not attached"
+        if item is not None:
+            fds, error = self.attachments.sockets(item, fields["family"], kind, int(fields["n"]))
         answer = {name: fields[name] for name in ("id", "workload", "family")}
         self._send(child, "sockets", fds, **answer, kind=kind, error=error)
         for fd in fds:
@@ -509,24 +470,15 @@ class Supervisor:
         fields = dict(message.fields)
         # The policy is no part of what the listeners depend on: a change of it closes nothing.
         key, request, policy = fields.pop("workload"), fields.pop("id"), fields.pop("policy")
-        old = self.attached.get(key)
         netns_fd = message.fds.pop()
-        if old is not None and os.path.sameopenfile(old.netns_fd, netns_fd):
-            # What is new gets listeners of its own; those that are still wanted stay, with their connections.
-            os.close(netns_fd)
-            item = old
-            if fields.get("dns_port", 0) != item.spec.get("dns_port", 0):
-                for sockets in item.listeners.values():
-                    _close_all([entry for entry in sockets if entry[0] in _DNS_KINDS])
-                    sockets[:] = [entry for entry in sockets if entry[0] not in _DNS_KINDS]
-            item.spec = fields
-        else:
+        item = self.attachments.renew(key, netns_fd, fields)
+        if item is None:
             self._detach(key)
-            item = self.attached[key] = Attached(netns_fd, fields)
+            item = self.attachments.add(key, netns_fd, fields)
         item.policy = policy
         try:
             for number in range(self.settings.workers):
-                item.listeners.setdefault(number, []).extend(self._make_listeners(item, number))
+                self.attachments.listen(item, number)
         except OSError as exc:
             self._detach(key)
             self._send(child, "attach", id=request, workload=key, error=f"listeners: {exc}")
@@ -540,12 +492,9 @@ class Supervisor:
             self._answer_attach(key, item, "")
 
     def _brain_own(self, _child: Child, message: Message) -> None:
-        item = self.attached.get(message.fields["workload"])
-        if item is None:
-            return
-        old, item.owner = item.owner, Holder(message.fds.pop()) if message.fds else None
-        if old is not None:
-            release([old])
+        item = self.attachments.by_key.get(message.fields["workload"])
+        if item is not None:
+            own(item, message.fds.pop() if message.fds else -1)
 
     def _brain_detach(self, _child: Child, message: Message) -> None:
         self._detach(message.fields["workload"])
@@ -560,15 +509,7 @@ class Supervisor:
             "access_log": {"target": self.settings.access_log, "error": self.access_error},
             "log_level": own_log.level(),
             "pid": os.getpid(),
-            "attached": {
-                key: {
-                    "owned": item.owner is not None,
-                    "policy": item.policy,
-                    "slots": sorted(item.listeners),
-                    **_ns_id(item),
-                }
-                for key, item in self.attached.items()
-            },
+            "attached": self.attachments.state(),
             "shards": {key: version for key, (version, _) in self.shards.items()},
         }
         self._send(child, "state", id=message.fields["id"], body=json.dumps(state).encode())
@@ -613,72 +554,12 @@ class Supervisor:
             self._send(worker, "access_log", (fd,))
         return True
 
-    # -- namespaces ---------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _inside(self, netns_fd: int) -> Any:
-        if _libc.setns(netns_fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            if _libc.setns(self.home_fd, _CLONE_NEWNET):
-                os.abort()  # in the wrong namespace nothing may go on
-
-    def _socket(self, family: int, kind: str = "stream") -> socket.socket:
-        sort = socket.SOCK_DGRAM if kind == "dgram" else socket.SOCK_STREAM
-        sock = socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, sort | socket.SOCK_NONBLOCK)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, self.settings.mark)
-        return sock
-
-    def _make_listeners(self, item: Attached, slot: int) -> list[tuple[str, int, int]]:
-        """Those a slot does not have yet. SO_REUSEPORT: one socket, hence one queue, per worker."""
-        made: list[tuple[str, int, int]] = []
-        spec = item.spec
-        ports = {"outbound": spec["outbound_port"], "inbound": spec["inbound_port"]}
-        if dns_port := spec.get("dns_port", 0):  # a brain of before an upgrade sends none
-            ports |= dict.fromkeys(_DNS_KINDS, dns_port)
-        there = {(kind, family) for kind, family, _ in item.listeners.get(slot, [])}
-        missing = [(kind, family) for family in spec["families"] for kind in ports if (kind, family) not in there]
-        if not missing:
-            return made
-        try:
-            with self._inside(item.netns_fd):
-                for kind, family in missing:
-                    with self._listener(kind, family, ports[kind]) as sock:
-                        made.append((kind, family, os.dup(sock.fileno())))
-        except OSError:
-            _close_all(made)
-            raise
-        return made
-
-    def _listener(self, kind: str, family: int, port: int) -> socket.socket:
-        sock = self._socket(family, "dgram" if kind == "dns" else "stream")
-        try:
-            if kind == "dns":
-                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DNS_BUFFER)
-            else:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == 6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if kind == "inbound":
-                transparent = (
-                    (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if family == 6 else (socket.IPPROTO_IP, _IP_TRANSPARENT)
-                )
-                sock.setsockopt(*transparent, 1)
-            sock.bind(("::1" if family == 6 else "127.0.0.1", port))
-            if kind != "dns":
-                sock.listen(_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    # -- workloads ----------------------------------------------------------------------------------
 
     def _listen(self, worker: Child, key: str, item: Attached) -> None:
         if worker.slot not in item.listeners:
             try:
-                item.listeners[worker.slot] = self._make_listeners(item, worker.slot)
+                self.attachments.listen(item, worker.slot)
             except OSError as exc:
                 _log(f"listeners of {key} for worker {worker.slot}: {exc}", ERROR)
                 return
@@ -693,25 +574,14 @@ class Supervisor:
         )
 
     def _detach(self, key: str) -> None:
-        item = self.attached.pop(key, None)
+        item = self.attachments.by_key.get(key)
         if item is None:
             return
         if item.request >= 0:
             self._to_brain("attach", id=item.request, workload=key, error="detached")
         for worker in self._told_workers():
             self._send(worker, "unlisten", workload=key)
-        for sockets in item.listeners.values():
-            _close_all(sockets)
-        self._disown([item])
-        os.close(item.netns_fd)
-
-    @staticmethod
-    def _disown(items: Iterable[Attached]) -> None:
-        """Close what owns their tables: the rules are gone when this returns."""
-        items = list(items)
-        release(item.owner for item in items if item.owner is not None)
-        for item in items:
-            item.owner = None
+        self.attachments.remove(key)
 
     # -- stop ---------------------------------------------------------------------------------------
 
@@ -725,7 +595,7 @@ class Supervisor:
                 return
             _log("stopping")
             _notify("STOPPING=1")
-            if self.attached and not self._ready("brain", 0):
+            if self.attachments.by_key and not self._ready("brain", 0):
                 # Only the brain can take the rules off and keep the hooks that established connections need.
                 self.stop_by = time.monotonic() + _STOP_WAIT_S
             else:
@@ -751,7 +621,7 @@ class Supervisor:
 
         What was accepted or waits in a queue is still served, then the workers go.
         """
-        self._disown(item for key, item in self.attached.items() if key not in workloads)
+        disown(item for key, item in self.attachments.by_key.items() if key not in workloads)
         self.stopping = "drain"
         self.stop_deadline = time.monotonic() + self.settings.drain_s + 5.0
         workers = [c for c in self.children.values() if c.role == "worker"]
@@ -772,11 +642,8 @@ class Supervisor:
 
     def _after_drain(self) -> None:
         self.stopping = "finish"
-        for item in self.attached.values():
-            for sockets in item.listeners.values():
-                _close_all(sockets)
-            item.listeners.clear()
-        self._disown(self.attached.values())
+        self.attachments.close_listeners()
+        disown(self.attachments.by_key.values())
         brains = [c for c in self.children.values() if c.role == "brain"]
         self.stop_deadline = time.monotonic() + 10.0
         for child in brains:
@@ -821,17 +688,7 @@ class Supervisor:
                 for c in self.children.values()
                 if c.channel.fileno() >= 0
             ],
-            "attached": [
-                [
-                    key,
-                    item.netns_fd,
-                    item.spec,
-                    {str(s): v for s, v in item.listeners.items()},
-                    -1 if item.owner is None else item.owner.duplicate(),
-                    item.policy,
-                ]
-                for key, item in self.attached.items()
-            ],
+            "attached": self.attachments.takeover(),
             "shards": [[key, version, body.decode()] for key, (version, body) in self.shards.items()],
         }
         for child in self.children.values():
@@ -853,9 +710,7 @@ class Supervisor:
             os.close(fd)
             for number in _descriptors(state):
                 os.set_inheritable(number, False)
-            for _, _, _, _, owner_fd, _ in state["attached"]:
-                if owner_fd >= 0:
-                    os.close(owner_fd)  # its holder lives on
+            drop_duplicates(state["attached"])
 
     def _resume(self) -> bool:
         text = os.environ.pop(_TAKEOVER, "")
@@ -872,15 +727,13 @@ class Supervisor:
         self.access_fd = state.get("access_log", -1)
         if self.access_fd < 0:
             self._open_access_log()
-        for key, netns_fd, spec, listeners, owner_fd, policy in state["attached"]:
-            slots = {int(s): [(kind, family, number) for kind, family, number in v] for s, v in listeners.items()}
-            self.attached[key] = Attached(netns_fd, spec, slots, Holder(owner_fd) if owner_fd >= 0 else None, policy)
+        self.attachments.take_over(state["attached"])
         self.shards = {key: (version, body.encode()) for key, version, body in state["shards"]}
         for role, slot, pid, pidfd, channel_fd, child_state, region in state["children"]:
             channel = Channel(socket.socket(fileno=channel_fd))
             self._adopt(Child(role, slot, pid, pidfd, channel, time.monotonic(), child_state, region))
             self.upgrade_queue.append(pid)
-        _log(f"upgrade: took {len(self.children)} children and {len(self.attached)} workloads over")
+        _log(f"upgrade: took {len(self.children)} children and {len(self.attachments.by_key)} workloads over")
         self._next_upgrade()
         return True
 
@@ -909,22 +762,7 @@ def _descriptors(state: dict[str, Any]) -> set[int]:
         out.add(state["access_log"])
     for _, _, _, pidfd, channel_fd, *_ in state["children"]:
         out |= {pidfd, channel_fd}
-    for _, netns_fd, _, listeners, owner_fd, _ in state["attached"]:
-        out.add(netns_fd)
-        out |= {fd for sockets in listeners.values() for _, _, fd in sockets}
-        if owner_fd >= 0:
-            out.add(owner_fd)
-    return out
-
-
-def _ns_id(item: Attached) -> dict[str, int]:
-    stat = os.fstat(item.netns_fd)
-    return {"dev": stat.st_dev, "ino": stat.st_ino}
-
-
-def _close_all(sockets: list[tuple[str, int, int]]) -> None:
-    for _, _, fd in sockets:
-        os.close(fd)
+    return out | descriptors(state["attached"])
 
 
 def _notify(state: str) -> None:

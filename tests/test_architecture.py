@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "admin": PLAIN | {"arena", "observe"},
     "arena": {"errors", "settings"},
     "certificates": PLAIN | {"config.shard", "identity", "state"},
+    "attachments": {"channel", "holder"},
     "channel": {"errors", "settings"},
     "child": {"channel", "log", "settings"},
     "dump": {"config", "errors"},
@@ -85,7 +86,7 @@ REDIRECT_USERS = ("netproxy.pods", "netproxy.steering", "netproxy.cli")
 """Modules and packages of netproxy that may steer."""
 
 SUPERVISOR_LOADS = {
-    f"netproxy.{name}" for name in ("supervisor", "channel", "holder", "log", "logfile", "settings")
+    f"netproxy.{name}" for name in ("supervisor", "attachments", "channel", "holder", "log", "logfile", "settings")
 } | {"netproxy"}
 """All of the project that the supervisor may load; apart from it, the standard library only."""
 
