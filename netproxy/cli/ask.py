@@ -12,6 +12,7 @@ from typing import Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from .options import Output, node_name, run_dir
 
@@ -71,13 +72,34 @@ def ask_agent(path: str, target: str, method: str = "GET", body: bytes | None = 
 
 
 def console() -> Console:
-    return Console(width=None if os.isatty(1) else 180)
+    return Console(emoji=False, width=None if os.isatty(1) else 180)
 
 
 def show(found: Any, output: Output, as_table: Callable[[Any], None]) -> None:
+    """`as_table` may put texts of `found` between its own markup: brackets in them are escaped."""
     if output is Output.json:
         typer.echo(json.dumps(found, indent=2))
     elif output is Output.yaml:
         typer.echo(yaml.safe_dump(found, sort_keys=False))
     else:
-        as_table(found)
+        try:
+            as_table(_literal(found))
+        except KeyError as exc:
+            typer.echo(f"netproxy: {lacks(exc)}", err=True)
+            raise typer.Exit(1) from None
+
+
+def lacks(exc: KeyError) -> str:
+    """What to say of an answer in which something is missing."""
+    return f"the agent's answer has no {exc}: it is of another version, SIGUSR2 upgrades it; -o json shows what it says"
+
+
+def _literal(found: Any) -> Any:
+    match found:
+        case str():
+            return escape(found)
+        case list():
+            return [_literal(item) for item in found]
+        case dict():
+            return {key: _literal(value) for key, value in found.items()}
+    return found

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from redirect import RedirectError, observe
@@ -23,7 +24,7 @@ from redirect.obstacles import blocked
 from redirect.probe import Choice, Probe, Wanted, choose, probe
 
 from ..codec.h1 import ENGINES
-from .ask import console, fetch
+from .ask import console, fetch, lacks
 from .options import RUN_ROOT, STATE_ROOT, Output, counted, node_name, run_dir
 
 
@@ -65,7 +66,7 @@ def check(
         table = Table("check", "", "detail")
         for finding in findings:
             mark = {True: "[green]ok[/]", False: "[red]failed[/]", None: "-"}[finding.ok]
-            table.add_row(finding.name, mark, finding.detail)
+            table.add_row(finding.name, mark, escape(finding.detail))
         console().print(table)
     if not ok:
         raise typer.Exit(1)
@@ -144,6 +145,13 @@ def _agent(path: str) -> list[Finding]:
         return [Finding("agent", None, "does not run")]
     except (OSError, http.client.HTTPException, ValueError) as exc:
         return [Finding("agent", False, f"no answer on {path}: {exc}")]
+    try:
+        return _told(status)
+    except KeyError as exc:
+        return [Finding("agent", False, lacks(exc))]
+
+
+def _told(status: dict[str, Any]) -> list[Finding]:
     errors = [status["config"]["error"], status["identity_error"], status["state_error"]]
     said = "; ".join([status["detail"], *filter(None, errors)])
     return [

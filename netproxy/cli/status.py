@@ -6,7 +6,6 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ..logfile import STDOUT
@@ -42,7 +41,7 @@ def _print(found: dict[str, Any]) -> None:
         f"configuration {found['config']['path']} ({found['config']['age_s']:.0f} s old)"
     )
     steering = found["steering"]
-    out.print(f"steering: {steering['mechanism']} ({steering['wanted']}): {escape(steering['reason'])}")
+    out.print(f"steering: {steering['mechanism']} ({steering['wanted']}): {steering['reason']}")
     if found["config"]["error"]:
         out.print(f"[red]configuration not read: {found['config']['error']}[/]")
     if found["identity_error"]:
@@ -51,13 +50,13 @@ def _print(found: dict[str, Any]) -> None:
         out.print(f"[red]state can't be written: {found['state_error']}[/]")
     log = found["access_log"]
     dropped = ", ".join(f"{n} lost ({reason})" for reason, n in log["dropped"].items())
-    target = "standard output" if log["target"] == STDOUT else escape(log["target"])
+    target = "standard output" if log["target"] == STDOUT else log["target"]
     out.print(
         f"log level {found['log_level']}, access log to {target}: {counted(log['written'], 'line')} written"
         f"{f', [yellow]{dropped}[/]' if dropped else ''}"
     )
     if log["error"]:
-        out.print(f"[red]access log not opened anew: {escape(log['error'])}; what was open stays in use[/]")
+        out.print(f"[red]access log not opened anew: {log['error']}; what was open stays in use[/]")
     workloads = Table("workload", "state", "steering", "policy", "addresses", "identity", "certificate", "detail")
     for item in found["workloads"]:
         expires = item["certificate_not_after"]
@@ -76,21 +75,21 @@ def _print(found: dict[str, Any]) -> None:
     out.print(workloads)
     for item in found["workloads"]:
         if item["steering_note"]:
-            out.print(f"[yellow]{item['workload']}: {escape(item['steering_note'])}[/]")
+            out.print(f"[yellow]{item['workload']}: {item['steering_note']}[/]")
         bypassing = item["unsteered_connections"]
         if bypassing["count"]:
             shown = ", ".join(f"{pair['local']} - {pair['peer']}" for pair in bypassing["first"])
             more = bypassing["count"] - len(bypassing["first"])
             out.print(
                 f"[yellow]{item['workload']}: {counted(bypassing['count'], 'connection')} older than the rules, not "
-                f"steered: {escape(shown)}{f' and {more} more' if more else ''}[/]"
+                f"steered: {shown}{f' and {more} more' if more else ''}[/]"
             )
     names = Table("workload", "names", "resolvers", "found in", "note")
     for item in found["workloads"]:
         dns = item["dns"]
         capture = "captured" if dns["capture"] else "not captured"
         resolvers = " ".join(dns["nameservers"]) or "[red]none[/]"
-        names.add_row(item["workload"], capture, resolvers, escape(dns["source"]), f"[yellow]{escape(dns['note'])}[/]")
+        names.add_row(item["workload"], capture, resolvers, dns["source"], f"[yellow]{dns['note']}[/]")
     out.print(names)
     processes = Table("process", "pid", "state", "age")
     processes.add_row("supervisor", str(found["supervisor_pid"]), "ready", "")

@@ -348,6 +348,40 @@ def test_status_of_an_agent_that_answers_nonsense(cli: CliRunner, tmp_path: Path
     assert "Traceback" not in found.output
 
 
+@pytest.mark.parametrize("verb", ["status", "config-dump"])
+def test_what_an_agent_tells_is_no_markup(cli: CliRunner, tmp_path: Path, verb: str) -> None:
+    odd = "[a-z]+[/][/red]"
+    condition = {"type": "Accepted", "status": "False", "reason": "Invalid", "message": f"5 {odd}"}
+    status = {
+        **STATUS,
+        "detail": f"1 {odd}",
+        "config": {**STATUS["config"], "error": f"2 {odd}"},
+        "identity_error": f"3 {odd}",
+        "state_error": f"4 {odd}",
+        "objects": [{**STATUS["objects"][0], "conditions": [condition]}],
+        "rejected": [f"6 {odd}"],
+        "last_good": [f"7 {odd}"],
+        "workloads": [{**STATUS["workloads"][0], "detail": f"8 {odd}"}],
+    }
+    shard = {"key": f"nothing/{odd}", "version": "1", "held": "1", "body": {}}
+    with agent(tmp_path, json.dumps(status if verb == "status" else {"shards": [shard]}).encode()):
+        found = cli.invoke(app, [verb, *status_args(tmp_path)[1:]])
+    assert found.exit_code == 0, found.output
+    assert found.stdout.count(odd) == (8 if verb == "status" else 1)
+
+
+@pytest.mark.usefixtures("can_steer")
+@pytest.mark.parametrize("verb", ["status", "check"])
+def test_an_agent_of_before_an_upgrade(cli: CliRunner, tmp_path: Path, verb: str) -> None:
+    old = {key: value for key, value in STATUS.items() if key not in ("access_log", "steering")}
+    with agent(tmp_path, json.dumps(old).encode()):
+        arguments = status_args(tmp_path) if verb == "status" else check_args(tmp_path)
+        found = cli.invoke(app, arguments)
+    assert found.exit_code == 1
+    assert "it is of another version, SIGUSR2 upgrades it" in " ".join(found.output.split())
+    assert "Traceback" not in found.output and not isinstance(found.exception, KeyError)
+
+
 def test_status_says_where_the_access_log_could_not_be_opened(cli: CliRunner, tmp_path: Path) -> None:
     log = {"target": "/log", "error": "/log[x]: Is a directory", "written": 0, "dropped": {}}
     with agent(tmp_path, json.dumps({**STATUS, "access_log": log}).encode()):
