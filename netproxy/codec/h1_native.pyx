@@ -384,7 +384,8 @@ cdef class _Connection:
         raise self._refusal(rule)
 
     cdef int _fail(self, error) except -1:
-        self._error = error
+        # Not what is raised: its traceback leads to whoever holds the engine, a ring that only a full collection ends.
+        self._error = RemoteProtocolError(error.detail, error.status)
         self._must_close = True
         self._discard()
         raise error

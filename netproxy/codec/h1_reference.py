@@ -369,10 +369,14 @@ class _Wire:
         return events
 
     def _fail(self, error: RemoteProtocolError) -> NoReturn:
-        self._error = error
+        # Not what is raised: its traceback leads to whoever holds the engine, a ring that only a full collection ends.
+        self._error = RemoteProtocolError(error.detail, error.status)
         self.must_close = True
         self.strict.discard()
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
     def _read_piece(self, piece: Piece, events: list[Event]) -> None:
         """What h11 makes of a vetted piece, which must be what strict made of it."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Callable
+
 import pytest
 
 from netproxy.codec.events import (
@@ -533,3 +537,23 @@ def test_client_goaway() -> None:
     assert engine.must_close
     assert engine.receive(b"HTTP/1.1 204 x\r\n\r\n")[-1] == End(1)
     assert not engine.reusable
+
+
+@pytest.mark.parametrize("make", [server_engine, asking])
+def test_what_is_refused_leaves_no_ring(make: Callable[[], H1Server | H1Client]) -> None:
+    """Else what bad peers make us hold, buffers and all, would wait for a full collection."""
+
+    def refused() -> None:
+        engine = make()
+        for _ in range(2):
+            with contextlib.suppress(RemoteProtocolError):
+                engine.receive(b"GET\r\n\r\n")
+
+    refused()
+    gc.collect()
+    gc.disable()
+    try:
+        refused()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
