@@ -159,9 +159,10 @@ def upgrade_protocols(headers: Headers) -> list[bytes]:
 
 
 def switches_as_asked(head: ResponseHead, asked: Headers) -> bool:
-    """Is every protocol of this 101 one that the request asked for?"""
+    """Does this 101 name a protocol, and none that the request did not ask for?"""
     wanted = {token.lower() for token in _tokens(asked, b"upgrade")}
-    return {token.lower() for token in _tokens(head.headers, b"upgrade")} <= wanted
+    named = {token.lower() for token in _tokens(head.headers, b"upgrade")}
+    return bool(named) and named <= wanted
 
 
 def expectations(head: RequestHead) -> list[bytes]:

@@ -429,9 +429,10 @@ async def test_an_upgrade_with_content() -> None:
         (UPGRADE.replace(b"1.1", b"1.0"), SWITCH),
         (UPGRADE.replace(b"x/1", b"h2c"), SWITCH.replace(b"x/1", b"h2c")),
         (UPGRADE, SWITCH.replace(b"x/1", b"x/2")),
+        (UPGRADE, SWITCH.replace(b"x/1", b"")),
         (UPGRADE[:-2] + b"Content-Length: 2\r\n\r\n", SWITCH),
     ],
-    ids=["unasked", "1.0", "h2c", "another", "too early"],
+    ids=["unasked", "1.0", "h2c", "another", "none", "too early"],
 )
 def test_a_101_that_nobody_asked_for_is_a_502(request_: bytes, answer: bytes) -> None:
     async def main() -> None:
