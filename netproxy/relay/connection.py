@@ -120,8 +120,9 @@ class HttpConnection:
     def closed(self, exc: Exception | None) -> None:
         self.services.live.discard(self)
         self.services.recorder.gone()
-        if self._exchange is not None:
-            self._exchange.downstream_gone()
+        exchange, self._exchange = self._exchange, None  # else the two hold each other
+        if exchange is not None:
+            exchange.downstream_gone()
 
     # -- the worker's door --------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import sys
 
@@ -349,6 +350,30 @@ def test_1000_pipelined_404s_do_not_recurse() -> None:
         assert client.take_sent().count(b"HTTP/1.1 404 ") == 1000
         assert world.ends == [(Reason.NO_ROUTE, 404)] * 1000
         world.assert_idle()
+
+    play(main)
+
+
+def test_a_client_that_breaks_off_leaves_no_ring() -> None:
+    """Else connection and request, with what they hold, would wait for a full collection."""
+
+    async def broken_off(world: World) -> None:
+        client, _ = world.connect()
+        client.peer_sends(GET)
+        await world.accept()
+        client.peer_resets()
+        await turns()
+
+    async def main() -> None:
+        world = World()
+        await broken_off(world)
+        gc.collect()
+        gc.disable()
+        try:
+            await broken_off(world)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
 
     play(main)
 
