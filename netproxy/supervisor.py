@@ -55,6 +55,8 @@ _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": st
 """glibc's defaults give every large TLS buffer back at once: 63,000 page faults per 256 MiB, none with these, and
 326 against 519 MB per CPU second (2 cores, uvloop, both ends in one process)."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+_TRY_S = 60
+"""How long the load of a new program may take before the upgrade to it is refused."""
 _STOP_WAIT_S = 10.0
 """How long a stop waits for a brain that is just being restarted."""
 
@@ -656,10 +658,12 @@ class Supervisor:
     def _try_upgrade(self) -> None:
         """Can the program that is installed now be loaded at all? After execve it is too late to ask."""
         if self._trying:
+            _log("upgrade: one is being tried already", WARNING)
             return
-        modules = "netproxy.supervisor, netproxy.brain, netproxy.worker"
+        # The alarm also ends one that waits: for a file system, or to tell a stuck reader what is wrong.
+        code = f"import signal; signal.alarm({_TRY_S}); import netproxy.supervisor, netproxy.brain, netproxy.worker"
         try:
-            process = subprocess.Popen([*_PYTHON, "-c", f"import {modules}"], stdin=subprocess.DEVNULL)
+            process = subprocess.Popen([*_PYTHON, "-c", code], stdin=subprocess.DEVNULL)
             self.selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ, process)
         except OSError as exc:
             _log(f"upgrade: can't be tried: {exc}", ERROR)
