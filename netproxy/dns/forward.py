@@ -121,8 +121,10 @@ class Forwarder:
 
 
 def is_answer(answer: bytes, query: bytes) -> bool:
-    """A response with the query's ID and its one question, whose name may be spelled in other case."""
-    if len(answer) < HEADER or answer[:2] != query[:2] or not answer[2] & 0x80 or answer[4:6] != b"\0\1":
+    """A response with the query's ID, opcode and one question, whose name may be spelled in other case."""
+    if len(answer) < HEADER or answer[:2] != query[:2] or answer[4:6] != b"\0\1":
+        return False
+    if (answer[2] ^ query[2]) & 0xF8 != 0x80:
         return False
     try:
         end = question_end(query)

@@ -186,6 +186,8 @@ def test_malformed_questions_match_nothing() -> None:
     assert is_answer(response[:12] + response[12:].lower(), good)
     for wrong in (response[:-1], response[:12] + b"\xc0\x0c\0\1\0\1", response[:12], response[:12] + b"\x3f"):
         assert not is_answer(wrong, good)
+    update = bytes([*response[:2], response[2] | 0x28, *response[3:]])
+    assert not is_answer(update, good)
 
 
 # -- the fake passes the contract of what it stands for ------------------------------------------------------
