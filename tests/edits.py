@@ -138,6 +138,8 @@ def edited_request(message: Message, leg: Leg) -> Message:
             edit.fields.append((b"x-forwarded-client-cert", leg.xfcc))
         if leg.forwarded == "set":
             edit.drop(rb"x[^a-z0-9]forwarded[^a-z0-9](for|proto)")
+        if leg.forwarded == "append":
+            edit.drop(rb"x(?!-forwarded-(for|proto)$)[^a-z0-9]forwarded[^a-z0-9](for|proto)")
         if leg.forwarded != "preserve":
             edit.behind(b"x-forwarded-for", leg.client)
             if not edit.has(b"x-forwarded-proto"):

@@ -32,10 +32,11 @@ Requests:
 * ``x-forwarded-client-cert`` goes, however its words are joined, since gateways like CGI and WSGI make one name of
   ``x-a`` and ``x_a``; inbound with mesh TLS it is set from the verified certificate.
 * Inbound, ``x-forwarded-for`` and ``x-forwarded-proto``. ``forwarded: append``: the client's address is put behind the
-  last value of ``x-forwarded-for``, and ``x-forwarded-proto: http`` added if there is none. ``set``: both go, however
-  their words are joined, and become the client's address and ``http``. ``preserve``: both stay. The client is
-  the other end of the connection, the pod that called; ``http`` is what its application spoke, and what its links must
-  begin with, whatever is between the agents. ``x-forwarded-host`` and ``forwarded`` are not touched.
+  last value of ``x-forwarded-for``, and ``x-forwarded-proto: http`` added if there is none; both go where their words
+  are joined otherwise than by ``-``. ``set``: both go, however their words are joined, and become the client's address
+  and ``http``. ``preserve``: both stay. The client is the other end of the connection, the pod that called; ``http`` is
+  what its application spoke, and what its links must begin with, whatever is between the agents. ``x-forwarded-host``
+  and ``forwarded`` are not touched.
 * ``x-request-id``: a random UUID, if there is none and `requestId` is on. So the first agent gives it.
 * ``via``: ``1.1 NAME`` (``1.0`` of an HTTP/1.0 request) is put behind its last value, if `via` gives us a name.
 
@@ -184,6 +185,9 @@ def _keep_hop_fields(head: RequestHead, headers: Headers) -> None:
 
 def _forwarded(headers: Headers, edits: RequestEdits) -> Headers:
     if edits.forwarded == "append":
+        # What a gateway joins to ours, or takes instead, would stand where the reader looks for what we say.
+        ours = (_FORWARDED_FOR, _FORWARDED_PROTO)
+        headers = [field for field in headers if field[0] in ours or not any(_reads_as(field[0], one) for one in ours)]
         _add_to_list(headers, _FORWARDED_FOR, edits.client)
         if not _has(headers, _FORWARDED_PROTO):
             headers.append((_FORWARDED_PROTO, b"http"))

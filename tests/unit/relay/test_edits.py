@@ -120,6 +120,7 @@ OF_REQUESTS = {
     b"upgrade": [b"x/1", b"h2c", b"websocket, HTTP/2.0, TLS/1.0, y", b""],
     b"x-forwarded-for": [b"192.0.2.1", b"a, b", b""],
     b"x_forwarded_for": [b"192.0.2.2"],
+    b"x-forwarded_proto": [b"https"],
     b"x-forwarded-proto": [b"https"],
     b"x-forwarded-host": [b"h"],
     b"x-request-id": [b"mine", b""],

@@ -30,6 +30,14 @@ HOST = (b"host", b"a")
 LENGTH, CHUNKED, TRAILER = (b"content-length", b"3"), (b"transfer-encoding", b"chunked"), (b"trailer", b"x")
 
 
+def test_what_reads_as_a_forwarded_field_is_not_left_behind_ours() -> None:
+    """A gateway that joins them would find it where the reader looks for what we say: last."""
+    given = [HOST, (b"x-forwarded-for", b"b"), (b"x_forwarded_for", b"evil"), (b"x-forwarded_proto", b"evil")]
+    edits = RequestEdits(client=b"c", forwarded="append")
+    made = request_for_upstream(RequestHead(1, b"GET", b"/", given), edits)
+    assert made.headers == [HOST, (b"x-forwarded-for", b"b, c"), (b"x-forwarded-proto", b"http")]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
