@@ -45,7 +45,9 @@ spec: {addresses: [not-an-address]}
 
 
 @pytest.fixture
-def cli() -> CliRunner:
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    """`clean` looks into no namespace of this machine: as root it would remove what other sessions put there."""
+    monkeypatch.setattr(clean, "_NETNS_DIR", str(tmp_path / "none"))
     return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
 
 
@@ -520,7 +522,6 @@ def test_clean_says_what_it_removed_and_what_it_could_not(
     seen = Observed("node-a", True, frozenset({"240.240.0.0/16"}), tables)
     after = Observed("node-a", True, frozenset(), tuple(table for table in tables if table.name in left))
     answers = iter([seen])
-    monkeypatch.setattr(clean, "_NETNS_DIR", str(tmp_path / "none"))
     monkeypatch.setattr(clean, "_OWNER_S", 0.0)
     monkeypatch.setattr(clean, "open_netns", lambda path: os.open(path, os.O_RDONLY))
     monkeypatch.setattr(clean, "observe", lambda _fd, _node: next(answers, after))
