@@ -71,6 +71,7 @@ from ..errors import Reason
 XFCC = b"x-forwarded-client-cert"
 REASON_HEADER = b"x-netproxy-reason"
 _FORWARDED_FOR, _FORWARDED_PROTO = b"x-forwarded-for", b"x-forwarded-proto"
+_FORWARDED = frozenset((_FORWARDED_FOR, _FORWARDED_PROTO))
 _JOINED_ANYHOW = bytes(octet if chr(octet).isascii() and chr(octet).isalnum() else 0x2D for octet in range(256))
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"http2-settings", b"te", b"upgrade"))
 _RESPONSE_DROPS = _HOP_BY_HOP | {REASON_HEADER}
@@ -186,17 +187,14 @@ def _keep_hop_fields(head: RequestHead, headers: Headers) -> None:
 def _forwarded(headers: Headers, edits: RequestEdits) -> Headers:
     if edits.forwarded == "append":
         # What a gateway joins to ours, or takes instead, would stand where the reader looks for what we say.
-        ours = (_FORWARDED_FOR, _FORWARDED_PROTO)
-        headers = [field for field in headers if field[0] in ours or not any(_reads_as(field[0], one) for one in ours)]
+        headers = [
+            field for field in headers if field[0].translate(_JOINED_ANYHOW) not in _FORWARDED or field[0] in _FORWARDED
+        ]
         _add_to_list(headers, _FORWARDED_FOR, edits.client)
         if not _has(headers, _FORWARDED_PROTO):
             headers.append((_FORWARDED_PROTO, b"http"))
     elif edits.forwarded == "set":
-        headers = [
-            field
-            for field in headers
-            if not _reads_as(field[0], _FORWARDED_FOR) and not _reads_as(field[0], _FORWARDED_PROTO)
-        ]
+        headers = [field for field in headers if field[0].translate(_JOINED_ANYHOW) not in _FORWARDED]
         headers += [(_FORWARDED_FOR, edits.client), (_FORWARDED_PROTO, b"http")]
     return headers
 
