@@ -99,11 +99,21 @@ class Variant:
     def _call(self, command: list[str], text: str = "") -> str:
         name = os.path.basename(command[0])
         try:
-            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                command,
+                input=text,
+                capture_output=True,
+                encoding="utf-8",
+                errors="surrogateescape",  # comments in rules of others are any octets
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise RedirectError(f"{name}: {exc}") from exc
         if done.returncode != 0:
-            said = " ".join(done.stderr.split()) or f"it failed with {done.returncode}"
+            said = (
+                " ".join(done.stderr.encode(errors="replace").decode().split()) or f"it failed with {done.returncode}"
+            )
             raise RedirectError(f"{name}: {_line(said, text)}")
         return done.stdout
 

@@ -136,10 +136,11 @@ class _Library:
 
     def run(self, commands: str, *, json: bool = False) -> str:
         self._context.set_json_output(json)
-        code, output, error = self._context.cmd(commands)
+        # As octets: comments in rules of others are any.
+        code, output, error = self._context.cmd(commands.encode())
         if code != 0:
-            raise RedirectError(" ".join(error.split()) or f"nft failed with {code}")
-        return str(output)
+            raise RedirectError(" ".join(error.decode(errors="replace").split()) or f"nft failed with {code}")
+        return str(output.decode(errors="replace"))
 
 
 def _dump_tables() -> list[KernelTable] | None:
@@ -181,7 +182,7 @@ def _table(attributes: bytes) -> KernelTable:
         attributes = attributes[(length + 3) & ~3 :]
     owner = values.get(_TABLE_OWNER)
     return KernelTable(
-        values[_TABLE_NAME].rstrip(b"\0").decode(),
+        values[_TABLE_NAME].rstrip(b"\0").decode(errors="replace"),
         struct.unpack("!I", owner)[0] if owner else None,
     )
 
