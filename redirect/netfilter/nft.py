@@ -68,8 +68,9 @@ def create(name: str, rules: Ruleset, *, owned: bool) -> str:
 
 
 def delete(names: tuple[str, ...]) -> str:
-    """One transaction which deletes these tables, all or none."""
-    return "".join(f"delete table inet {name}\n" for name in names)
+    """One transaction which deletes these tables, all or none. One that is gone already, flushed by somebody since it
+    was seen, is no failure: it is made and deleted."""
+    return "".join(f"add table inet {name}\ndelete table inet {name}\n" for name in names)
 
 
 def _rule(rule: Rule) -> str:

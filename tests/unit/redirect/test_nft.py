@@ -112,7 +112,7 @@ def test_text(desired: Steering, text: str) -> None:
 
 
 def test_delete_is_one_transaction() -> None:
-    assert nft.delete(("a", "b")) == "delete table inet a\ndelete table inet b\n"
+    assert nft.delete(("a", "b")) == "".join(f"add table inet {name}\ndelete table inet {name}\n" for name in "ab")
 
 
 @pytest.mark.parametrize(
