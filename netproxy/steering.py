@@ -155,11 +155,15 @@ class Vigil:
         self.unsteered = Unsteered(0, ())
 
     def begin_look(self, mechanism: Mechanism) -> bytes:
-        """To be kept by `found_good`: what changes after this is not covered by the look."""
+        """To be kept by `found_good`: what changes after this is not covered by the look. Empty, and so never found
+        unchanged, when somebody changes the rules this very moment."""
         if self.watch is None:
             return b""
         self.watch.drain()
-        return self.watch.fingerprint(mechanism)
+        try:
+            return self.watch.fingerprint(mechanism)
+        except RedirectError:
+            return b""
 
     def is_unchanged(self, mechanism: Mechanism, now: float) -> bool:
         """No look is needed."""

@@ -92,6 +92,30 @@ def test_looks_are_bounded() -> None:
     assert 20 <= taken <= 24
 
 
+class Changing:
+    """Somebody else changes rules just while they are read, the first time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def drain(self) -> bool:
+        return True
+
+    def fingerprint(self, _mechanism: Mechanism) -> bytes:
+        self.asked += 1
+        if self.asked == 1:
+            raise RedirectError("iptables: Resource temporarily unavailable")
+        return b"1"
+
+
+def test_rules_that_change_while_they_are_read_are_looked_at_again() -> None:
+    vigil = Vigil(watch=Changing())  # type: ignore[arg-type]
+    vigil.found_good(vigil.begin_look("iptables-legacy"), 10.0)
+    assert not vigil.is_unchanged("iptables-legacy", 11.0)
+    vigil.found_good(vigil.begin_look("iptables-legacy"), 11.0)
+    assert vigil.is_unchanged("iptables-legacy", 12.0)
+
+
 def test_a_gap_is_told_with_its_bound() -> None:
     vigil = Vigil(good_at=100.0)
     assert vigil.repaired("nftables", 101.5) == "at most 1.500 s after it was changed"
