@@ -15,7 +15,10 @@ _IPV6 = "/proc/sys/net/ipv6/conf"  # of the reading thread's namespace
 
 
 def observe(netns_fd: int, node: str, mechanisms: tuple[Mechanism, ...] = MECHANISMS) -> Observed:
-    """Read tables, VIP routes and the state of lo. Changes nothing. RedirectError if the kernel does not answer."""
+    """Read tables, VIP routes and the state of lo. Changes nothing. RedirectError if the kernel does not answer.
+
+    Only rules of these `mechanisms` are looked for; of none, the rest is told.
+    """
     check_node(node)
     where = f"node {node} in {identity(netns_fd)}"
     with inside(netns_fd):

@@ -179,7 +179,7 @@ def _ways_out(status: dict[str, Any]) -> Iterator[Finding]:
         try:
             fd = open_netns(item["netns"])
             try:
-                routes = observe(fd, status["node"], ("nftables",)).routes
+                routes = observe(fd, status["node"], ()).routes
                 said = blocked(fd, routes, status["steering"]["outbound_port"])
             finally:
                 os.close(fd)

@@ -21,7 +21,7 @@ from netproxy import __version__
 from netproxy.cli import app, check, clean, run
 from netproxy.cli.options import default_node, node_name
 from netproxy.settings import NodeSettings
-from redirect import Observed, Removed
+from redirect import Observed, RedirectError, Removed
 from redirect.plan import Table
 from redirect.probe import Probe
 
@@ -536,13 +536,19 @@ def test_clean_says_what_it_removed_and_what_it_could_not(
 # --- check
 
 
+def routes_of(_fd: int, node: str, mechanisms: tuple[str, ...]) -> Observed:
+    if mechanisms:
+        raise RedirectError(f"{mechanisms[0]}: this kernel has none")
+    return Observed(node, True, frozenset({"240.240.0.0/16"}), ())
+
+
 @pytest.fixture
 def can_steer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where all is there: what it really has, tests/kernel says."""
     monkeypatch.setattr(check.os, "geteuid", lambda: 0)
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda _name: ModuleSpec("nftables", None, origin="there"))
     monkeypatch.setattr(check, "open_netns", lambda _path: os.open("/dev/null", os.O_RDONLY))
-    monkeypatch.setattr(check, "observe", lambda _fd, node, _mechanisms: Observed(node, True, frozenset(), ()))
+    monkeypatch.setattr(check, "observe", routes_of)
     monkeypatch.setattr(check, "blocked", lambda _fd, _cidrs, _port: "")
     monkeypatch.setattr(check, "probe", lambda mechanism: Probe(frozenset({4, 6}), "", mechanism))
 
