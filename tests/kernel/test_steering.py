@@ -252,6 +252,14 @@ def _kernel_has_legacy_iptables() -> bool:
 TRIED = [found for found in MECHANISMS if found != "iptables-legacy" or _kernel_has_legacy_iptables()]
 
 
+by_policy = pytest.mark.parametrize(
+    ("mechanism", "policy"),
+    [("nftables", "open"), *((found, "closed") for found in TRIED)],
+    indirect=["mechanism"],
+)
+"""Rules of iptables are the same for both policies."""
+
+
 @pytest.fixture(params=TRIED)
 def mechanism(request: pytest.FixtureRequest) -> Mechanism:
     found: Mechanism = request.param
@@ -306,7 +314,7 @@ def pending(listener: socket.socket) -> bool:
 # --- outbound
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_outbound_connects_reach_the_listener_with_their_destination(world: World, policy: FailurePolicy) -> None:
     world.steer(world.steering(policy))
     for family in sorted(world.families):
@@ -409,7 +417,7 @@ def ask(world: World, family: int, server: Nameserver, *, mark: int = 0, port: i
         return int(client.getsockname()[1])
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_queries_reach_the_resolver_and_answers_come_from_whom_was_asked(world: World, policy: FailurePolicy) -> None:
     world.steer(world.steering(policy, ports=NAMES))
     for family in sorted(world.families):
@@ -531,7 +539,7 @@ def test_closed_refuses_queries_when_nobody_listens(world: World) -> None:
 # --- inbound
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_inbound_connects_reach_the_transparent_listener(world: World, policy: FailurePolicy) -> None:
     first = world.steer(world.steering(policy))
     for family in sorted(world.families):
@@ -584,7 +592,7 @@ def dial_link_local(world: World, where: Namespace, address: str, *, patience_s:
     return sock
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_link_local_does_not_lead_past_the_listener(link_local: World, policy: FailurePolicy) -> None:
     world = link_local
     assert dialable(world.pod.fd) == {4}
@@ -624,6 +632,62 @@ def test_excluded_inbound_ports_reach_the_app(world: World) -> None:
         for family in sorted(world.families):
             with closing(world.pod.listener(family, POD[family], 9000)) as app:
                 exchange(world.connect(world.peer, family, POD[family], 9000), world.accept(app))
+
+
+# --- what of it is steered
+
+EVERY = ("0.0.0.0/0", "::/0")
+FARAWAY = tuple(f"{FAR[family]}/{length}" for family, length in ((4, 32), (6, 128)))
+ELSEWHERE = ("192.0.2.0/24", "2001:db8:9::/48")
+VIPS = ("240.240.0.0/16", "fd00:240::/32")
+MANY = tuple(range(9000, 9040))
+"""More ports than one rule of iptables can have."""
+SCOPES: dict[str, tuple[Scope, bool, bool, bool]] = {
+    "all excluded": (Scope(out_exclude_cidrs=EVERY), False, False, True),
+    "network excluded": (Scope(out_exclude_cidrs=FARAWAY), False, False, True),
+    "overlapping networks excluded": (Scope(out_exclude_cidrs=(*FARAWAY, *EVERY, *ELSEWHERE)), False, False, True),
+    "other network excluded": (Scope(out_exclude_cidrs=ELSEWHERE), True, True, True),
+    "VIPs excluded": (Scope(out_exclude_cidrs=VIPS), True, True, True),
+    "network included": (Scope(out_include_cidrs=FARAWAY), True, True, True),
+    "other network included": (Scope(out_include_cidrs=ELSEWHERE), False, True, True),
+    "VIPs included": (Scope(out_include_cidrs=VIPS), False, True, True),
+    "included, but excluded": (Scope(out_include_cidrs=EVERY, out_exclude_cidrs=FARAWAY), False, False, True),
+    "port included": (Scope(out_include_ports=(8080, *MANY), out_include_cidrs=EVERY), True, True, True),
+    "other port included": (Scope(out_include_ports=(*MANY, 18080)), False, True, True),
+    "port excluded": (Scope(out_include_ports=(8080,), out_exclude_ports=(8080, *MANY)), False, True, True),
+    "port of names excluded": (Scope(out_exclude_ports=(53,)), True, False, True),
+    "user excluded": (Scope(out_exclude_uids=(0, 1)), False, False, True),
+    "other user excluded": (Scope(out_exclude_uids=(1, 4294967294)), True, True, True),
+    "client excluded": (Scope(in_exclude_cidrs=("10.99.1.0/24", "fd99:1::/64")), True, True, False),
+    "all clients excluded": (Scope(in_exclude_cidrs=EVERY), True, True, False),
+    "other client excluded": (Scope(in_exclude_cidrs=ELSEWHERE), True, True, True),
+    "own port included": (Scope(in_include_ports=(8080, *MANY)), True, True, True),
+    "other own port included": (Scope(in_include_ports=MANY), True, True, False),
+    "own port included, but excluded": (Scope(in_include_ports=(8080,), in_exclude_ports=(8080,)), True, True, False),
+}
+"""And who takes them: connections to FAR, queries to FAR, connections from PEER. VIPs are taken always."""
+
+
+def test_what_is_in_scope_is_steered_and_nothing_else(dual: World) -> None:
+    takers = {}
+    for family in (4, 6):
+        proxy, nameserver = nameservers(dual, family)
+        outbound, far, inbound, app = dual.outbound(family), dual.far(family), dual.inbound(family), dual.app(family)
+        takers[family] = (far, outbound), (app, inbound), (nameserver, proxy)
+    for name, (scope, out_taken, names_taken, in_taken) in SCOPES.items():
+        print(name)
+        desired = dual.steering("closed", scope=scope, ports=NAMES)
+        assert dual.steer(desired).changed
+        assert not dual.steer(desired).changed
+        for family, (outward, inward, names) in takers.items():
+            for where, address, listener in (
+                (dual.pod, FAR[family], outward[out_taken]),
+                (dual.pod, VIP[family], outward[True]),
+                (dual.peer, POD[family], inward[in_taken]),
+            ):
+                with closing(where.connect(family, address, 8080)) as client, closing(listener.accept()[0]) as server:
+                    assert server.getpeername()[:2] == client.getsockname()[:2]
+            ask(dual, family, names[names_taken])
 
 
 def test_forwarded_connections_are_left_alone(dual: World) -> None:
@@ -667,7 +731,7 @@ def test_forwarded_connections_are_left_alone(dual: World) -> None:
 # --- what was there before, and what comes after
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 @pytest.mark.parametrize("pod_speaks_first", [True, False])
 def test_established_connections_survive_steering(world: World, policy: FailurePolicy, pod_speaks_first: bool) -> None:
     pairs = []
@@ -690,7 +754,7 @@ def test_established_connections_survive_steering(world: World, policy: FailureP
         exchange(in_pod, outside)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_disabled_keeps_redirected_connections_and_lets_new_ones_go_direct(world: World, policy: FailurePolicy) -> None:
     world.steer(world.steering(policy))
     old = []
@@ -831,7 +895,12 @@ def connecting(world: World) -> Iterator[Callable[[], None]]:
     assert not any(pending(listener) for listener in direct)
 
 
-@pytest.mark.parametrize("changes", [["open"], ["closed"], ["open", "closed"]], ids="-".join)
+@pytest.mark.parametrize(
+    ("mechanism", "changes"),
+    [("nftables", ["open"]), ("nftables", ["open", "closed"]), *((found, ["closed"]) for found in TRIED)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+    indirect=["mechanism"],
+)
 def test_replacing_leaves_no_gap(world: World, changes: list[FailurePolicy]) -> None:
     world.steer(world.steering(changes[0]))
     with connecting(world) as wait_for_some:
@@ -859,7 +928,7 @@ def test_changing_the_mechanism_leaves_no_gap(policy: FailurePolicy) -> None:
                 assert table.mechanism == mechanism
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_steering_twice_changes_nothing(world: World, policy: FailurePolicy) -> None:
     first = world.steer(world.steering(policy))
     assert first.changed
@@ -887,10 +956,15 @@ BAD_RULES = (
 """No mark has that many bits."""
 
 
-@pytest.mark.parametrize("owned", [True, False])
-@pytest.mark.parametrize("running", [None, *POLICIES])
+@pytest.mark.parametrize(
+    ("mechanism", "owned", "running"),
+    [
+        *(("nftables", owned, running) for owned in (True, False) for running in (None, *POLICIES)),
+        *((found, False, running) for found in TRIED[1:] for running in (None, "closed")),
+    ],
+    indirect=["mechanism"],
+)
 def test_a_failure_midway_leaves_the_kernel_as_it_was(dual: World, owned: bool, running: FailurePolicy | None) -> None:
-    owned = owned and not dual.iptables
     dual.steer(dual.steering("closed", vip_cidrs=()))  # what built-in tables leave
     remove(dual.pod.fd, NODE)
     if running:
@@ -901,7 +975,7 @@ def test_a_failure_midway_leaves_the_kernel_as_it_was(dual: World, owned: bool, 
     routes = (AddRoute("240.240.0.0/16"), AddRoute("fd00:240::/32"))
     cases = {
         "create table": Plan((*routes, bad), (), 9, ()),
-        "drop": Plan((*routes, good), (Dropped("nftables", "netproxy-node-a-g8"),), 9, ()),
+        "drop": Plan((*routes, good), (Dropped("nftables", "no such name"),), 9, ()),
         "add route": Plan((good, routes[0], routes[0]), (), 9, ()),
     }
     for step, wanted in cases.items():
@@ -932,7 +1006,7 @@ def test_a_table_of_that_name_is_never_written_into(dual: World) -> None:
 # --- removing, neighbours, drift
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_remove_leaves_nothing(world: World, policy: FailurePolicy) -> None:
     """Of ours. Built-in chains of iptables come with the first rule and stay, empty."""
     world.pod.run("nft", "add table inet others; add chain inet others c")
@@ -957,7 +1031,7 @@ def test_remove_reports_what_only_the_owner_can_remove(owning: World) -> None:
     assert remove(owning.pod.fd, NODE).left == ()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@by_policy
 def test_two_nodes_do_not_disturb_each_other(world: World, policy: FailurePolicy) -> None:
     other = world.steering(policy, node=f"{NODE}-1o", ports=Ports(outbound=25001, inbound=25006), mark=0x53A)
     world.steer(world.steering("closed"))
@@ -1053,11 +1127,16 @@ MEDDLING: dict[str, tuple[Callable[[World], str] | None, Callable[[World], str]]
 }
 
 
-@pytest.mark.parametrize("meddling", MEDDLING)
+@pytest.mark.parametrize("world", [{6}, {4, 6}], ids=["v6", "dual"], indirect=True)
+@pytest.mark.parametrize(
+    ("mechanism", "meddling"),
+    [(found, what) for found in TRIED for what, how in MEDDLING.items() if how[found != "nftables"] is not None],
+    indirect=["mechanism"],
+)
 def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
+    """Of iptables, rules of the first family that there is."""
     meddle = MEDDLING[meddling][world.iptables]
-    if meddle is None:
-        return  # the other kind of mechanism has no such thing
+    assert meddle is not None  # the other kind of mechanism may have no such thing
     desired = world.steering("closed")
     world.steer(desired)
     good = observe(world.pod.fd, NODE)
@@ -1073,6 +1152,44 @@ def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
         listener = world.outbound(family)
         world.connect(world.pod, family, VIP[family])
         world.accept(listener)
+
+
+ODD = "caf\udce9"
+"""Not UTF-8: what is put into a rule as a comment is any octets."""
+
+
+def test_comments_of_others_are_any_octets(dual: World) -> None:
+    desired = dual.steering("closed")
+    for variant in ("nft", "legacy"):
+        for command in ("iptables", "ip6tables"):
+            rule = ("-A", "OUTPUT", "-p", "tcp", "--dport", "7", "-m", "comment", "--comment", ODD, "-j", "ACCEPT")
+            dual.pod.run(f"{command}-{variant}", "-w", *rule)
+    assert dual.steer(desired).changed
+    assert not dual.steer(desired).changed
+    meddled = f"{dual.name(1)}o"
+    if dual.iptables:
+        _iptables(dual, "-t", "nat", "-A", meddled, "-m", "comment", "--comment", ODD, "-j", "ACCEPT")
+        _iptables(dual, "-t", "nat", "-A", "OUTPUT", "-m", "comment", "--comment", ODD, "-j", meddled)
+    else:
+        dual.pod.run("nft", f'add rule {TABLE} output accept comment "{ODD}"')
+    assert dual.steer(desired).changed
+    assert not dual.steer(desired).changed
+    assert [table.generation for table in observe(dual.pod.fd, NODE).tables] == [2]
+    assert remove(dual.pod.fd, NODE).left == ()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_older_rules_that_somebody_flushes_meanwhile_are_no_failure(owning: World, policy: FailurePolicy) -> None:
+    """Seen before the change, gone when they are to be dropped: the new ones stay."""
+    owning.steer(owning.steering("closed"))
+    seen = observe(owning.pod.fd, NODE)
+    owning.pod.run("nft", "flush", "ruleset")
+    desired = owning.steering(policy, ports=NAMES)
+    owner = steer(owning.pod.fd, desired, seen).owner_fd
+    if owner is not None:
+        owning.held.append(owner)
+    assert [table.name for table in observe(owning.pod.fd, NODE).tables] == [owning.name(2)]
+    assert not owning.steer(desired).changed
 
 
 def test_older_rules_that_cannot_be_removed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1113,6 +1230,10 @@ def test_mechanisms_that_do_not_answer_are_in_nobodys_way(world: World, monkeypa
     assert observe(world.pod.fd, NODE).tables == ()
     with pytest.raises(RedirectError, match="not supported"):
         world.steer(world.steering("closed", mechanism=others[0]))
+    monkeypatch.setitem(BACKENDS, world.mechanism, Broken())
+    with pytest.raises(RedirectError, match="not supported"):
+        observe(world.pod.fd, NODE)
+    assert observe(world.pod.fd, NODE, ()).lo_up
 
 
 def test_nobody_else_can_change_an_owned_table(owning: World) -> None:
