@@ -322,7 +322,8 @@ class MeshConfigSpec(Model):
     dns_timeout: PositiveDuration = _MESH.dns_timeout_s
     """How long a forwarded DNS query waits for its answer."""
     dns_max_outstanding: Annotated[int, Field(ge=1, le=60_000)] = _MESH.dns_max_outstanding
-    """How many forwarded DNS queries may wait for their answer, per worker."""
+    """How many forwarded DNS queries may wait for their answer, per worker. One workload never has more than are
+    free for the others, so half of all when it is alone."""
 
 
 class MeshConfig(Model):

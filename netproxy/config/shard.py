@@ -258,7 +258,7 @@ class MeshShard:
     dns_timeout_s: float = 4.0
     """For the answer to a forwarded query; glibc asks again after 5 s."""
     dns_max_outstanding: int = 1024
-    """Forwarded queries that wait for an answer, per worker."""
+    """Forwarded queries that wait for an answer, per worker. One workload never has more than are free for others."""
 
     def key(self) -> str:
         return "mesh"

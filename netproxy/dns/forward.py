@@ -52,11 +52,13 @@ class Forwarder:
         self._random_id = random_id
         self._count = count
         self.outstanding = 0
+        self._of: dict[WorkloadKey, int] = {}
         self.port = PORT
 
-    @property
-    def full(self) -> bool:
-        return self.outstanding >= self._mesh().dns_max_outstanding
+    def is_full(self, workload: WorkloadKey) -> bool:
+        """One workload never has more than are free: half of all when it is alone, and whoever floods a silent resolver
+        leaves room for the others."""
+        return self._of.get(workload, 0) >= self._mesh().dns_max_outstanding - self.outstanding
 
     async def ask(self, workload: WorkloadKey, resolvers: Sequence[str], query: bytes, *, stream: bool) -> bytes:
         """The answer of the first of `resolvers` that has one, by TCP when `stream` is true. Its ID is the query's.
@@ -65,14 +67,18 @@ class Forwarder:
         """
         if not resolvers:
             raise UpstreamError(Reason.DNS_FAILED, "the workload has no resolver")
-        if self.full:
+        if self.is_full(workload):
             self._count("dns_limit")
             raise UpstreamError(Reason.OVERLOADED, "too many queries wait for an answer")
         self.outstanding += 1
+        self._of[workload] = self._of.get(workload, 0) + 1
         try:
             return await self._ask(workload, resolvers, query, stream=stream)
         finally:
             self.outstanding -= 1
+            self._of[workload] -= 1
+            if not self._of[workload]:
+                del self._of[workload]
 
     async def _ask(self, workload: WorkloadKey, resolvers: Sequence[str], query: bytes, *, stream: bool) -> bytes:
         loop = asyncio.get_running_loop()

@@ -345,8 +345,8 @@ def test_a_resolver_that_is_down(scene: Scene) -> None:
 def test_a_resolver_that_is_silent(scene: Scene) -> None:
     """Who waits for it is bounded in number and time, and nobody else waits."""
     names = [f"{n}.example" for n in range(10)]
-    scene.mesh.put(scene.mesh.mesh_config(dnsTimeout="500ms", dnsMaxOutstanding=5))
-    wait_for(lambda: b'"dns_max_outstanding": 5' in scene.agent.get("/config_dump")[1], "the limit to be read")
+    scene.mesh.put(scene.mesh.mesh_config(dnsTimeout="500ms", dnsMaxOutstanding=10))
+    wait_for(lambda: b'"dns_max_outstanding": 10' in scene.agent.get("/config_dump")[1], "the limit to be read")
     scene.stop_resolver()
     before = {
         event: scene.agent.metric("netproxy_events_total", event=event) for event in ("dns_limit", "dns_timeouts")

@@ -10,6 +10,7 @@ import dns.message
 import dns.rcode
 import pytest
 
+from netproxy.addr import WorkloadKey
 from netproxy.dns.forward import _STRANGE, Forwarder, Sockets, is_answer
 from netproxy.errors import Reason, UpstreamError
 from netproxy.upstream.connect import SocketStock, StockKey
@@ -145,7 +146,7 @@ def test_who_waits_is_bounded() -> None:
         tasks = [asyncio.create_task(forward.ask(CLIENT, [HERE], QUERY, stream=False)) for _ in range(3)]
         while len(held) < 2:
             await asyncio.sleep(0)
-        assert forward.full
+        assert forward.is_full(CLIENT) and not forward.is_full(WorkloadKey("shop/other"))
         with pytest.raises(UpstreamError) as caught:
             await tasks[2]
         assert caught.value.reason is Reason.OVERLOADED
@@ -153,9 +154,9 @@ def test_who_waits_is_bounded() -> None:
         for task in tasks[:2]:
             task.cancel()
         await asyncio.wait(tasks[:2])
-        assert not forward.full
+        assert not forward.is_full(CLIENT)
 
-    run(main, dns_max_outstanding=2)
+    run(main, dns_max_outstanding=4)
 
 
 def test_without_a_resolver() -> None:
