@@ -22,18 +22,27 @@ class Connection:
         self.left = 0
 
 
-def length_of_answer(sock: socket.socket) -> int:
-    sock.sendall(REQUEST)
+def length_of_answer(sock: socket.socket, request: bytes = REQUEST) -> int:
+    """Asks once, and reads all of the answer. Exits when there is none, or not a 200."""
+    sock.sendall(request)
     data = b""
     while b"\r\n\r\n" not in data:
-        data += sock.recv(65536)
+        data += receive(sock)
     head, _, body = data.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 "), head
+    if not head.startswith(b"HTTP/1.1 200 "):
+        sys.exit(f"not answered: {head[:200]!r}")
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     size = int(fields[b"content-length"])
     while len(body) < size:
-        body += sock.recv(65536)
+        body += receive(sock)
     return len(head) + 4 + size
+
+
+def receive(sock: socket.socket) -> bytes:
+    data = sock.recv(65536)
+    if not data:
+        sys.exit("closed before the answer was there")
+    return data
 
 
 def main() -> None:

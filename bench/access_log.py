@@ -13,12 +13,18 @@ import os
 import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from bench import _proc
+from bench._chart import write_chart
+from bench._figures import Figures, Round, document
+from bench._machine import machine
+from bench._question import PREFIX, Options, alone, check_writable, turns
+from bench._report import Document
 from examples.agent import Agent
 from examples.stage import Node, Pod, Stage, wait_for
 
@@ -43,26 +49,25 @@ class Mode:
     agent: Agent
     client: Pod
     worker: int = 0
-    us: list[float] = field(default_factory=list)
-    """CPU microseconds of the worker per request, by round."""
-    rates: list[float] = field(default_factory=list)
-    failed: int = 0
+    rounds: list[Round] = field(default_factory=list)
+    """CPU is the worker's alone, since nothing else of the agent differs."""
 
     def round(self, connections: int, seconds: float) -> None:
-        before, begin = cpu_us(self.worker), time.monotonic()
+        before = _proc.cpu_us([self.worker])
         done = self.client.run(
             sys.executable, str(_CLIENT), VIP, "80", str(connections), str(seconds), timeout=seconds + 60
         )
         found = json.loads(done.stdout)
-        self.us.append((cpu_us(self.worker) - before) / found["requests"])
-        self.rates.append(found["requests"] / (time.monotonic() - begin))
-        self.failed += found["failed"]
+        self.rounds.append(
+            {
+                "rps": found["requests"] / found["seconds"],
+                "cpu_us_per_request": (_proc.cpu_us([self.worker]) - before) / found["requests"],
+                "failed": float(found["failed"]),
+            }
+        )
 
-
-def cpu_us(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
+    def us(self) -> list[float]:
+        return [found["cpu_us_per_request"] for found in self.rounds]
 
 
 def set_up(stage: Stage, node: Node, name: str) -> Mode:
@@ -118,55 +123,78 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of one round")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there, in the shape of all questions")
+    parser.add_argument("--charts", metavar="FOLDER", help="also draw them there")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-access-log-") as folder:
+    check_writable(parser, options.json)
+    with alone():
+        made, rows = run(options.connections, options.seconds, options.rounds)
+    if options.output == "json":
+        print(json.dumps(rows, indent=2))
+    else:
+        show(rows)
+    if options.json:
+        Path(options.json).write_text(json.dumps(made, indent=2) + "\n")
+    if options.charts:
+        write_chart(made, Path(options.charts))
+
+
+def result(options: Options, say: Callable[[str], None]) -> Document:
+    """Two seconds are enough here: only the worker's CPU counts."""
+    made, _ = run(32, min(2.0, options.seconds), options.rounds)
+    say(f"{options.rounds} rounds done")
+    return made
+
+
+def run(connections: int, seconds: float, rounds: int) -> tuple[Document, list[dict[str, object]]]:
+    figures = Figures("access_log", "file")
+    with tempfile.TemporaryDirectory(prefix="netproxy-bench-") as folder:
         # Nobody reads it, but somebody has it open.
         fifo = Path(folder) / "stuck.access"
         os.mkfifo(fifo)
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            with Stage(f"b{os.getpid() % 100000}", Path(folder), nodes=len(MODES)) as stage:
+            with Stage(PREFIX, Path(folder), nodes=len(MODES)) as stage:
                 modes = [set_up(stage, node, name) for node, name in zip(stage.nodes, MODES, strict=True)]
                 for mode in modes:
                     mode.agent.wait_steered(f"shop/{mode.client.name}")
                     (mode.worker,) = mode.agent.pids("worker")
-                    mode.round(options.connections, 0.2)  # connections to the endpoint, memory, caches
-                    mode.us.clear()
-                    mode.rates.clear()
+                    mode.round(connections, 0.2)  # connections to the endpoint, memory, caches
+                    mode.rounds.clear()
                 stuck = modes[MODES.index("stuck")]
                 wait_for(lambda: fill(stuck), "the pipe and the queue to be full", 60)
-                for number in range(options.rounds):
-                    for mode in modes[number % len(modes) :] + modes[: number % len(modes)]:
-                        mode.round(options.connections, options.seconds)
+                for number in range(rounds):
+                    for mode in turns(modes, number):
+                        mode.round(connections, seconds)
                 rows = [row(mode, modes[0]) for mode in modes]
         finally:
             os.close(reader)
-    if options.output == "json":
-        print(json.dumps(rows, indent=2))
-    else:
-        show(rows)
+    for mode in modes:
+        for found in mode.rounds:
+            figures.add(mode.name, found)
+    return document(figures, machine(())), rows
 
 
 def fill(stuck: Mode) -> bool:
     stuck.round(32, 0.5)
-    stuck.us.clear()
-    stuck.rates.clear()
+    stuck.rounds.clear()
     return stuck.agent.metric("netproxy_access_log_dropped_total", reason="full") > 0
 
 
 def row(mode: Mode, peer: Mode) -> dict[str, object]:
-    ratios = [mine / theirs for mine, theirs in zip(mode.us, peer.us, strict=True)]
+    us, others = mode.us(), peer.us()
+    ratios = [mine / theirs for mine, theirs in zip(us, others, strict=True)]
     return {
         "log": mode.name,
-        "cpu_us": round(statistics.median(mode.us), 1),
-        "cpu_us_min": round(min(mode.us), 1),
-        "cpu_us_max": round(max(mode.us), 1),
-        "more_us": round(statistics.median(mode.us) - statistics.median(peer.us), 1),
+        "cpu_us": round(statistics.median(us), 1),
+        "cpu_us_min": round(min(us), 1),
+        "cpu_us_max": round(max(us), 1),
+        "more_us": round(statistics.median(us) - statistics.median(others), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
-        "requests_s": round(statistics.median(mode.rates)),
-        "failed": mode.failed,
+        "requests_s": round(statistics.median(found["rps"] for found in mode.rounds)),
+        "failed": round(sum(found["failed"] for found in mode.rounds)),
         **mode.agent.status()["access_log"],
     }
 

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+
+from bench import __main__, _all, _systems
+from bench._question import Question, parse_options, turns
+from bench._systems import CONFIGS, PROGRAMS, Absent, make_system, render
+
+NAMES = __main__.names()
+QUESTIONS: list[Question] = [
+    module.QUESTION for name in NAMES if hasattr(module := importlib.import_module(f"bench.{name}"), "QUESTION")
+]
+
+
+def find(name: str) -> Question:
+    return next(question for question in QUESTIONS if question.name == name)
+
+
+def test_every_question_is_among_all() -> None:
+    assert sorted(_all.ORDER) == NAMES
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
+def test_question(question: Question) -> None:
+    assert question.name in NAMES
+    assert question.text.endswith(".")
+    assert question.subject in question.systems
+
+
+@pytest.mark.parametrize("question", [item for item in QUESTIONS if item.make is None], ids=lambda item: item.name)
+def test_peers_of_a_question_have_their_configuration(question: Question) -> None:
+    for name in set(question.systems) & set(PROGRAMS):
+        for shape in question.shapes:
+            assert (CONFIGS / f"{name}-{shape}.{PROGRAMS[name].suffix}").is_file()
+
+
+def test_peers() -> None:
+    asked, _ = parse_options(find("http1_small"), ["--peers", "haproxy,nginx", "--seconds", "1", "--rounds", "5"])
+    assert (asked.seconds, asked.rounds) == (1, 5)
+    # In the question's order, and with the subject, which needs no mention.
+    assert find("http1_small").wanted(asked) == ("netproxy", "nginx", "haproxy")
+    asked, _ = parse_options(find("http1_small"), [])
+    assert find("http1_small").wanted(asked) == find("http1_small").systems
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--peers", "squid"], "--peers squid: not in this question, which has origin, netproxy"),
+        (["--peers", "nginx,nghttpx"], "--peers nghttpx"),
+        (["--seconds", "0"], "0 is not between 1"),
+        (["--seconds", "1.5"], "--seconds"),
+        (["--rounds", "-1"], "-1 is not between"),
+        (["--json", "/no/such/folder/x.json"], "the folder is not there"),
+        (["--what"], "--what"),
+    ],
+)
+def test_wrong_options(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_options(find("http1_small"), arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["--help"]])
+def test_no_question(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    assert __main__.main() == 2
+    said = capsys.readouterr().err
+    assert all(f"  {name} " in said for name in NAMES)
+    assert ("no question is called nothing" in said) == (arguments == ["nothing"])
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--write", "/no/such/folder"], ["--rounds", "x"]])
+def test_wrong_options_of_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _all.main(arguments)
+    assert ended.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_turns() -> None:
+    assert [turns("abc", number) for number in range(4)] == [list(order) for order in ("abc", "bca", "cab", "abc")]
+    assert turns([], 3) == []
+
+
+def test_render() -> None:
+    assert render("listen @port@; # a@b.c", {"port": 80}) == "listen 80; # a@b.c"
+    with pytest.raises(KeyError, match=r"x.conf: no value for @prot@"):
+        render("listen @prot@;", {"port": 80}, "x.conf")
+
+
+def test_configurations_name_only_what_there_is() -> None:
+    values = {
+        "folder", "certificates", "name", "workers", "port", "tls_port", "origin_1", "origin_2", "vip", "node",
+        "client_ip", "client_netns", "server_netns", "payload", "answer_headers",
+    }  # fmt: skip
+    for path in CONFIGS.iterdir():
+        assert set(re.findall(r"@([a-z_0-9]+)@", path.read_text())) <= values, path.name
+
+
+def test_the_reference_needs_a_choice_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_systems, "has_engines", lambda: False)
+    with pytest.raises(Absent, match="one HTTP/1 engine"):
+        make_system("netproxy-reference", None)  # type: ignore[arg-type]
