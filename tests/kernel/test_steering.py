@@ -220,19 +220,16 @@ def make_namespace(stack: ExitStack, role: str) -> Namespace:
 def make_world(stack: ExitStack, wanted: frozenset[int], mechanism: Mechanism = "nftables") -> World:
     pod, peer = make_namespace(stack, "pod"), make_namespace(stack, "peer")
     sh("ip", "link", "add", "eth0", "netns", pod.name, "type", "veth", "peer", "name", "eth0", "netns", peer.name)
+    length = {4: 24, 6: 64}
     for namespace, own in ((pod, POD), (peer, PEER)):
         # No link-local addresses: they would come late and change the tables under comparison.
-        namespace.run("ip", "link", "set", "eth0", "addrgenmode", "none")
-        namespace.run("ip", "link", "set", "lo", "up")
-        for family in wanted:
-            length = "24" if family == 4 else "64"
-            extra = [] if family == 4 else ["nodad"]
-            namespace.run("ip", "addr", "add", f"{own[family]}/{length}", "dev", "eth0", *extra)
-    for namespace in (pod, peer):
-        namespace.run("ip", "link", "set", "eth0", "up")
-    for family in wanted:
-        pod.run("ip", f"-{family}", "route", "add", "default", "via", PEER[family])
-        peer.run("ip", "addr", "add", f"{FAR[family]}/{32 if family == 4 else 128}", "dev", "lo")
+        lines = ["link set eth0 addrgenmode none", "link set lo up"]
+        lines += [f"addr add {own[family]}/{length[family]} dev eth0{' nodad' * (family == 6)}" for family in wanted]
+        if namespace is peer:
+            lines += [f"addr add {FAR[family]}/{32 if family == 4 else 128} dev lo" for family in wanted]
+        namespace.pipe("\n".join([*lines, "link set eth0 up", ""]), "ip", "-batch", "-")
+    every = {4: "0.0.0.0/0", 6: "::/0"}
+    pod.pipe("".join(f"route add {every[family]} via {PEER[family]}\n" for family in wanted), "ip", "-batch", "-")
     for namespace in (pod, peer):
         wait_for(lambda ns=namespace: "LOWER_UP" in ns.run("ip", "link", "show", "eth0"), "carrier")  # type: ignore[misc]
     world = World(wanted, mechanism, pod, peer, stack)
