@@ -15,8 +15,9 @@ most one Trailers, End. End is always sent, also after a head without body.
 
 A tunnel begins with the response: a ResponseHead with status 101 (to a request whose head has `upgrade`), or 2xx to
 CONNECT. From there on both directions are octets of no protocol: Data* and End, without framing; End is half a close,
-and the connection is not reusable. The request before it is complete (its End comes before the ResponseHead), and a
-second End of that direction ends the tunnel's.
+and (HTTP/1) the connection is not reusable. The request before it is complete (its End comes before the ResponseHead),
+and a second End of that direction ends the tunnel's. In HTTP/2 there is no 101; a protocol is asked for by a CONNECT
+whose head has `protocol` (RFC 8441), and 2xx grants it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class RequestHead(NamedTuple):
     http_version: bytes = b"1.1"
     spelling: Spelling | None = None
     """Only of engines that were asked to keep it. Written out, a name that it lacks is in lower case."""
+    scheme: bytes = b""
+    """As the client said it (HTTP/2 only). Written out, an empty one is ``http``."""
+    protocol: bytes = b""
+    """Of an extended CONNECT (RFC 8441): `target` is then a path."""
 
 
 class ResponseHead(NamedTuple):
@@ -72,17 +77,74 @@ class End(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """The peer gave the stream up."""
+    """The stream is over before its time: the peer gave it up or, with `ours`, the engine did because the peer broke a
+    rule in it. Nothing more comes of it, and nothing can be sent."""
 
     stream_id: int
     detail: str
+    code: int = 8
+    """RFC 9113 section 7. 0 after a complete response: only the rest of the request is not wanted."""
+    untouched: bool = False
+    """The peer has not begun with the request: it may be sent again, elsewhere too (RFC 9113 section 8.7)."""
+    ours: bool = False
+
+
+class RequestRefused(NamedTuple):
+    """A request that can't be read, in the place of its RequestHead: to be answered like any other. Its content never
+    comes. HTTP/2 only: in HTTP/1 `receive` raises, since there is no telling where the next request begins."""
+
+    stream_id: int
+    status: int
+    detail: str
+
+
+class Writable(NamedTuple):
+    """What was queued for a stream has gone out: its source may be credited and read again. Comes also behind the End
+    of ours. HTTP/2 only."""
+
+    stream_id: int
+
+
+class GoAway(NamedTuple):
+    """The peer takes no new streams. Those above `last_stream_id` were Reset, `untouched`; the others go on."""
+
+    last_stream_id: int
+    code: int
+    detail: str
+
+
+class PeerSettings(NamedTuple):
+    """The peer's settings came or changed: more or fewer streams may be open, blocked streams may go on."""
+
+    max_streams: int
+    connect_protocol: bool
+
+
+class PingAck(NamedTuple):
+    """The answer to a `ping` of ours."""
+
+    data: bytes
 
 
 class ConnectionClosed(NamedTuple):
     """The peer's end of stream at a place where the protocol allows it."""
 
 
-Event: TypeAlias = RequestHead | ResponseHead | Informational | Data | Trailers | End | Reset | ConnectionClosed
+Event: TypeAlias = (
+    RequestHead
+    | ResponseHead
+    | Informational
+    | Data
+    | Trailers
+    | End
+    | Reset
+    | ConnectionClosed
+    | RequestRefused
+    | Writable
+    | GoAway
+    | PeerSettings
+    | PingAck
+)
 
 
 class Engine(Protocol):

@@ -641,7 +641,7 @@ cdef class _Connection:
             # Octets after a refused CONNECT may be meant for the tunnel: they are no requests.
             close = upgrade = True
         events.append(
-            _event(RequestHead, (1, self._method, self._target, self._fields, self._version, self._spelled()))
+            _event(RequestHead, (1, self._method, self._target, self._fields, self._version, self._spelled(), _EMPTY, _EMPTY))
         )
         self._has_request = True
         self._request_method = self._method
