@@ -132,7 +132,7 @@ PURE_STDLIB = {
 """An allow list: what is new here has to be looked at. Under TYPE_CHECKING anything goes (``random.Random``)."""
 
 PURE_THIRD_PARTY = {
-    "netproxy.codec": {"h11"},
+    "netproxy.codec": {"h11", "h2", "hpack", "hyperframe"},
     "netproxy.config": {"pydantic", "pydantic_core"},
     "netproxy.pattern": {"re2"},
 }

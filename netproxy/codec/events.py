@@ -8,7 +8,8 @@ An engine is one side of one connection and pure: bytes and events, no socket, n
     reset(stream_id, why)  give a stream up    -> buffers to write; in HTTP/1 the connection must close
     goaway()               no new streams after the current ones -> buffers to write
 
-`receive` raises RemoteProtocolError, `send` LocalProtocolError; after either the engine is dead.
+`receive` raises RemoteProtocolError, `send` LocalProtocolError; after either the engine is dead. HTTP/2 differs (see
+`h2`): buffers are collected, and LocalProtocolError leaves the engine as it was, with a stream to reset.
 
 Order within one stream: RequestHead or ResponseHead (after any number of Informational), Data*, at
 most one Trailers, End. End is always sent, also after a head without body.

@@ -1,4 +1,4 @@
-"""Every test of this folder runs over each HTTP/1 engine."""
+"""Every test of this folder runs over each engine, of HTTP/1 and of HTTP/2."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from netproxy.codec import h1
+from netproxy.codec import h1, h2
 
 
 @pytest.fixture(autouse=True, scope="module", params=["reference", "native"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = h1.engine()
+    before = h1.engine(), h2.engine()
     h1.use(request.param)
+    h2.use(request.param)
     yield request.param
-    h1.use(before)
+    h1.use(before[0])
+    h2.use(before[1])

@@ -1,0 +1,222 @@
+"""The door to HTTP/2: which engine speaks it, and what every engine offers beyond `events.Engine`.
+
+Two engines, with the same behaviour: native (compiled, `h2_native`) and reference (h2 behind our rules,
+`h2_reference`). `use` says which one, for the process; native where it was compiled, unless told otherwise. Whoever
+drives an engine does it the same way:
+
+Octets out. Every call may have something to write, `receive` too (acknowledgements, windows), and a new engine has
+(the preface, SETTINGS). It is collected, so `send`, `credit`, `reset` and `goaway` return nothing: after each turn (a
+`receive` and what it led to, or some `send`s) write what `take_output` returns, once. After an error as well: the
+GOAWAY that says why is in it; then close. While the transport is full, credit nothing that would go to it. Do go on
+reading from it, or two full sides wait for each other: what reading alone makes an engine write is bounded by its
+budgets.
+
+Streams. A client takes `next_stream_id` for its next RequestHead, while `reusable`; `free_streams` of them at once.
+PeerSettings and the end of a stream may free more. Events of streams that the driver gave up may still be in the list
+that it goes through: ignore streams that you do not know. `send` on a stream that is over does nothing.
+LocalProtocolError of `send` leaves the connection as it was: reset that stream. RemoteProtocolError of `receive` ends
+the connection, and all its streams with it.
+
+Content in. What Data brought has to be credited when the other side has taken it, and not before: that is the
+backpressure, since the peer may send no more than the window (`stream_window`, `connection_window`). Credit all of
+it, also after End; or reset the stream, which credits the rest (also when it is over). After Reset nothing needs
+crediting.
+
+Content out. `send(Data)` always takes it; what the peer's windows do not allow is queued. Then `is_blocked` is true:
+read no more of that stream's source (do not credit it) until Writable comes (also behind the End, and then credit it;
+Reset instead of it means that it is gone). Data beyond `max_queued_bytes` is a LocalProtocolError. Streams that wait
+share the connection's window frame by frame in turn. A peer that keeps windows shut holds memory: while there are
+`stalled_streams`, run an idle timer and reset those that do not move.
+
+Ends. `goaway`: a server announces it, takes streams that were on their way and says the last one when the client has
+seen it (or when `goaway` is called again, for a driver whose patience is over). Close when `must_close`. A client
+that gets GoAway opens nothing more here; streams the peer has not begun with are Reset with `untouched` and may go
+elsewhere. `settings_acked` stays false with a peer that does not answer: close after some seconds. `ping` and PingAck
+are for keepalive: no answer in time, close.
+
+Clocks. `receive(data, now)`: seconds of a monotonic clock, which fill up the budgets for what brings nothing; without
+it they are filled by work alone.
+
+CONNECT. Requests are complete with their head: RequestHead, End; the tunnel begins with 2xx (see `events`). A
+server's driver calls `resume` when it has sent that head. Extended CONNECT (RFC 8441) has `protocol` in its head.
+`websocket_from_connect` and its counterparts turn one into an Upgrade of HTTP/1.1 and back.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from netproxy.codec.events import Engine, Event, Headers, RequestHead, ResponseHead
+from netproxy.codec.h2_reference import H2ReferenceClient, H2ReferenceServer
+from netproxy.codec.h2_strict import PREFACE, Code, H2Limits
+
+try:
+    from netproxy.codec import h2_native
+except ImportError:
+    h2_native = None  # type: ignore[assignment]  # it was not compiled: no compiler at the installation
+
+__all__ = [
+    "ENGINES",
+    "PREFACE",
+    "Code",
+    "H2Client",
+    "H2Limits",
+    "H2Server",
+    "chosen",
+    "client_engine",
+    "connect_from_websocket",
+    "engine",
+    "server_engine",
+    "use",
+    "websocket_answer_from_connect",
+    "websocket_from_connect",
+]
+
+ENGINES = ("native", "reference") if h2_native is not None else ("reference",)
+"""Those that there are, the preferred one first."""
+
+
+class H2Engine(Engine, Protocol):
+    """What both sides offer."""
+
+    def receive(self, data: bytes, now: float = 0.0) -> Sequence[Event]: ...
+
+    def take_output(self) -> list[bytes]:
+        """All that is to be written, in order. Each buffer is given once."""
+
+    def reset(self, stream_id: int, reason: str, code: int = Code.CANCEL) -> Sequence[bytes]:
+        """Gives a stream up. `reason` is for people and is not sent."""
+
+    def ping(self, data: bytes) -> Sequence[bytes]:
+        """Eight octets, of which PingAck tells again. LocalProtocolError while too many wait."""
+
+    def is_blocked(self, stream_id: int) -> bool:
+        """Octets of it wait for the peer's windows; Writable comes when they have gone."""
+
+    def queued(self, stream_id: int) -> int:
+        """How many."""
+
+    @property
+    def stalled_streams(self) -> list[int]:
+        """The streams that `is_blocked`."""
+
+    @property
+    def open_streams(self) -> int: ...
+
+    @property
+    def buffered(self) -> int:
+        """Octets of a frame or header block that is not whole yet: it should not stay so for long."""
+
+    @property
+    def is_draining(self) -> bool:
+        """No new streams: we said so, or the peer did."""
+
+    @property
+    def must_close(self) -> bool:
+        """Write what there is, then close: broken, ended by the peer, or drained and without streams."""
+
+    @property
+    def settings_acked(self) -> bool:
+        """The peer has seen our SETTINGS."""
+
+    def statistics(self) -> dict[str, int]:
+        """Of now: streams, blocked, queued, owed (handed out, not credited), in_window, out_window (of the connection),
+        glitches_left, resets_left (see `h2_strict`), buffered (octets of a frame or header block that is not whole)."""
+
+
+class H2Server(H2Engine, Protocol):
+    def resume(self) -> Sequence[Event]:
+        """What came for tunnels before they were granted. To be called after the head that grants one."""
+
+
+class H2Client(H2Engine, Protocol):
+    @property
+    def next_stream_id(self) -> int: ...
+
+    @property
+    def free_streams(self) -> int:
+        """How many may be opened now."""
+
+    @property
+    def connect_protocol(self) -> bool:
+        """The server knows extended CONNECT."""
+
+
+_in_use = {"engine": ENGINES[0]}
+
+
+def engine() -> str:
+    """Which one is in use."""
+    return _in_use["engine"]
+
+
+def chosen(wanted: str) -> str:
+    """The engine that this means: ``auto``, or one of `ENGINES`. ValueError when there is no such engine."""
+    name = ENGINES[0] if wanted == "auto" else wanted
+    if name not in ENGINES:
+        raise ValueError(f"no HTTP/2 engine {name!r} here, there is: {', '.join(ENGINES)}")
+    return name
+
+
+def use(name: str) -> None:
+    """Every engine that is made from now on is of this kind, one of `ENGINES`."""
+    _in_use["engine"] = chosen(name)
+
+
+def server_engine(limits: H2Limits | None = None) -> H2Server:
+    if h2_native is not None and _in_use["engine"] == "native":
+        return h2_native.H2NativeServer(limits)
+    return H2ReferenceServer(limits)
+
+
+def client_engine(limits: H2Limits | None = None) -> H2Client:
+    if h2_native is not None and _in_use["engine"] == "native":
+        return h2_native.H2NativeClient(limits)
+    return H2ReferenceClient(limits)
+
+
+# --- tunnels across the versions
+
+_OF_UPGRADES = frozenset((b"connection", b"upgrade", b"sec-websocket-key", b"sec-websocket-accept"))
+
+
+def websocket_from_connect(head: RequestHead, nonce: bytes) -> RequestHead:
+    """The HTTP/1.1 request for what an extended CONNECT asks (RFC 8441 section 5). `nonce`: 16 random octets, which a
+    WebSocket needs and HTTP/2 does not send."""
+    headers = [field for field in head.headers if field[0] not in _OF_UPGRADES]
+    headers += [(b"connection", b"upgrade"), (b"upgrade", head.protocol)]
+    if head.protocol.lower() == b"websocket":
+        headers.append((b"sec-websocket-key", base64.b64encode(nonce)))
+    return head._replace(method=b"GET", headers=headers, http_version=b"1.1", protocol=b"")
+
+
+def connect_from_websocket(head: RequestHead, protocol: bytes) -> RequestHead:
+    """The extended CONNECT for an HTTP/1.1 request that asks to go on with `protocol`."""
+    return head._replace(method=b"CONNECT", headers=_plain(head.headers), http_version=b"2", protocol=protocol)
+
+
+def connect_answer_from_websocket(head: ResponseHead) -> ResponseHead:
+    """What a client of an extended CONNECT is told when the server of HTTP/1.1 said 101."""
+    return head._replace(status=200, headers=_plain(head.headers), http_version=b"2")
+
+
+def websocket_answer_from_connect(head: ResponseHead, asked: RequestHead, protocol: bytes) -> ResponseHead:
+    """The 101 for an HTTP/1.1 client when the server of HTTP/2 granted the extended CONNECT."""
+    headers = [*_plain(head.headers), (b"connection", b"upgrade"), (b"upgrade", protocol)]
+    key = next((value for name, value in asked.headers if name == b"sec-websocket-key"), None)
+    if key is not None:
+        headers.append((b"sec-websocket-accept", websocket_accept(key)))
+    return head._replace(status=101, headers=headers, http_version=b"1.1")
+
+
+def websocket_accept(key: bytes) -> bytes:
+    """What a server of HTTP/1.1 must answer to this key (RFC 6455 section 4.2.2)."""
+    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
+    return base64.b64encode(digest)
+
+
+def _plain(headers: Headers) -> Headers:
+    return [field for field in headers if field[0] not in _OF_UPGRADES]
