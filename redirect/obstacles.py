@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,7 +65,7 @@ def _has_peer(sock: socket.socket, port: int) -> bool:
 def _suspects() -> Iterator[str]:
     """Chains of others on the way that drop, reject, redirect or hide connections from conntrack."""
     found: dict[tuple[str, str], list[tuple[dict[str, Any], list[Any]]]] = {}
-    for entry in json.loads(session.run("list ruleset", json=True))["nftables"]:
+    for entry in _foreign():
         if "chain" in entry:
             chain = entry["chain"]
             found.setdefault((chain["family"], chain["table"]), []).append((chain, []))
@@ -74,8 +75,6 @@ def _suspects() -> Iterator[str]:
                 if chain["name"] == rule["chain"]:
                     rules.append(rule["expr"])
     for (family, table), chains in found.items():
-        if table.startswith("netproxy-") or family not in ("ip", "ip6", "inet"):
-            continue
         acting = {chain["name"] for chain, rules in chains if not chain["name"].startswith("np-") and _acts(rules)}
         for chain, rules in chains:
             if chain.get("hook") in ("input", "output") and (
@@ -83,6 +82,21 @@ def _suspects() -> Iterator[str]:
             ):
                 yield f"{family} {table} {chain['name']}"
     yield from _legacy()
+
+
+_NAME = re.compile(r"[A-Za-z0-9_./-]+").fullmatch
+
+
+def _foreign() -> Iterator[dict[str, Any]]:
+    """Chains and rules of others. Chain by chain: libnftables 1.0.6 can't list an owned table as JSON, nor a ruleset
+    with one in it, see `session.list_table`. A name that would have to be quoted is passed over."""
+    for entry in json.loads(session.run("list chains", json=True))["nftables"]:
+        chain = entry.get("chain")
+        if chain is None or chain["family"] not in ("ip", "ip6", "inet") or chain["table"].startswith("netproxy-"):
+            continue
+        family, table, name = chain["family"], chain["table"], chain["name"]
+        if _NAME(table) and _NAME(name):
+            yield from json.loads(session.run(f"list chain {family} {table} {name}", json=True))["nftables"]
 
 
 _VERDICTS = {"drop", "reject", "redirect", "dnat", "notrack", "queue", "tproxy"}
