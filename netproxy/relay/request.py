@@ -58,7 +58,7 @@ from .expect import CONTINUE, Expectation
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .logged import Ended, log_request
 from .replay import Replay
-from .upstream import ALPN_HTTP1, UpstreamHttp
+from .upstream import ALPN_HTTP1, Upstream, UpstreamHttp
 
 if TYPE_CHECKING:
     from .connection import HttpConnection
@@ -122,7 +122,7 @@ class Exchange:
         self._ended = [False, False]
         """Which ways of the tunnel are over: the client's, the upstream's."""
         self._request_sent = self._response_started = self._response_done = self._done = False
-        self._upstream: UpstreamHttp | None = None
+        self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._status = 0
@@ -274,10 +274,10 @@ class Exchange:
             self._connection.hold(CONNECTING, False)
             self._open(upstream)
 
-    def _open(self, upstream: UpstreamHttp) -> None:
+    def _open(self, upstream: Upstream) -> None:
         self._upstream = upstream
         if not self._connection.is_writable:
-            upstream.stream.pause_reading()
+            upstream.hold(True)
         upstream.begin(self)
         # On a fresh one it is no race that is lost, and after a replay there is no other.
         self._replay = Replay(self._sent_head) if upstream.reused else None
@@ -347,10 +347,7 @@ class Exchange:
 
     def downstream_writable(self, ok: bool) -> None:
         if self._upstream is not None:
-            if ok:
-                self._upstream.stream.resume_reading()
-            else:
-                self._upstream.stream.pause_reading()
+            self._upstream.hold(not ok)
 
     # -- response side ------------------------------------------------------------------------------
 

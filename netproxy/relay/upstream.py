@@ -30,6 +30,41 @@ class Requester(Protocol):
     def upstream_gone(self, reason: Reason, detail: str) -> None: ...
 
 
+class Upstream(Protocol):
+    """The door from a request to what carries it to an endpoint: a connection of its own, or a stream of a shared one.
+
+    Begins with `begin`, ends with exactly one of `idle`, `tunnel_done` and `abort`, or with `upstream_gone`. After
+    `begin_tunnel` and `end_sending` only `tunnel_done` or `abort` follow.
+    """
+
+    @property
+    def reused(self) -> bool:
+        """The connection carried something before: the endpoint may be closing it just now."""
+
+    def begin(self, exchange: Requester) -> None: ...
+
+    def send(self, event: Event) -> None:
+        """Of stream 1, whatever its number is to the endpoint. Raises LocalProtocolError."""
+
+    def hold(self, on: bool) -> None:
+        """Bring nothing more of the response for now. What is under way may still come, bounded by a window."""
+
+    def begin_tunnel(self) -> None:
+        """The endpoint granted it: from now on an end of stream is half a close."""
+
+    def end_sending(self) -> None:
+        """The tunnel's way to the endpoint is over."""
+
+    def tunnel_done(self) -> None:
+        """Both ways of the tunnel are over. What is queued goes out first, if the endpoint reads it."""
+
+    def idle(self) -> None:
+        """Request and response are complete (or nothing was sent)."""
+
+    def abort(self) -> None:
+        """Give the request up. Nothing more is told of it."""
+
+
 class UpstreamHttp:
     """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
 
@@ -83,6 +118,12 @@ class UpstreamHttp:
         buffers = self._engine.send(1, event)
         if buffers:
             self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+
+    def hold(self, on: bool) -> None:
+        if on:
+            self.stream.pause_reading()
+        else:
+            self.stream.resume_reading()
 
     def idle(self) -> None:
         """The exchange is over; wait for another, if the protocol allows."""
