@@ -41,6 +41,7 @@ from .observe.lines import Output
 from .observe.record import LINES_LOST, LINES_WRITTEN, Recorder
 from .relay.serve import Server, reset
 from .relay.services import Services
+from .relay.shared import SharedConnections
 from .relay.upstream import UpstreamHttp
 from .settings import REGIONS_PER_WORKER
 from .upstream.connect import Dialer, SocketStock, StockKey
@@ -68,6 +69,7 @@ class Worker:
         pool: Pool[UpstreamHttp] = Pool()
         dialer = Dialer(self._stock, self._contexts, tables.svids.get)
         self._services = Services(loop, time.monotonic, tables, pool, dialer, Recorder(self._arena))
+        self._services.shared = SharedConnections(self._services)
         self._output = Output(self._count_lines, lambda text: log(f"access log: {text}", WARNING))
         self._services.access = AccessLogger(joined.settings.node, rng.random)
         self._server = Server(self._services, self._contexts)
@@ -192,6 +194,7 @@ class Worker:
             live.abort()
         for upstream in self._services.pool.drop(key):
             upstream.abort()
+        self._services.shared.drop(key)
         self._stock.drop(key)
 
     def _on_accept(self, accepted: Accepted) -> None:
@@ -239,9 +242,12 @@ class Worker:
             live.check(now)
         for upstream in services.pool.expire(now - services.tables.mesh.pool_idle_s):
             upstream.close()
+        services.shared.check(now)
+        services.shared.expire(now - services.tables.mesh.pool_idle_s)
+        shared = services.shared.statistics()
         self._output.publish()
-        self._arena.gauges[GAUGE_POOLED] = services.pool.idle_count
-        self._arena.gauges[GAUGE_UPSTREAM] = services.pool.open_count
+        self._arena.gauges[GAUGE_POOLED] = services.pool.idle_count + shared.idle
+        self._arena.gauges[GAUGE_UPSTREAM] = services.pool.open_count + shared.open
 
     async def _drain(self, deadline_s: float) -> None:
         until = time.monotonic() + deadline_s
@@ -260,6 +266,7 @@ class Worker:
         self._dns.drain()
         for upstream in services.pool.expire(float("inf")):
             upstream.close()
+        services.shared.expire(float("inf"))
         while (services.live or self._tasks or self._dns.busy) and time.monotonic() < until:
             # Also those that came out of their set-up only now.
             for live in list(services.live):
@@ -267,6 +274,7 @@ class Worker:
             await asyncio.sleep(0.05)
         for live in list(services.live):
             live.abort()
+        services.shared.abort()
         await asyncio.sleep(0.05)  # let the last octets and resets leave
 
 

@@ -113,6 +113,7 @@ PURE = (
     "netproxy/stream.py",
     "netproxy/upstream/health.py",
     "netproxy/upstream/pool.py",
+    "netproxy/upstream/shared.py",
     "redirect/errors.py",
     "redirect/netfilter/iptables.py",
     "redirect/netfilter/nft.py",

@@ -70,6 +70,7 @@ __all__ = [
     "connect_from_websocket",
     "engine",
     "server_engine",
+    "switches_to_websocket",
     "use",
     "websocket_answer_from_connect",
     "websocket_from_connect",
@@ -191,6 +192,15 @@ def websocket_from_connect(head: RequestHead, nonce: bytes) -> RequestHead:
     if head.protocol.lower() == b"websocket":
         headers.append((b"sec-websocket-key", base64.b64encode(nonce)))
     return head._replace(method=b"GET", headers=headers, http_version=b"1.1", protocol=b"")
+
+
+def switches_to_websocket(head: ResponseHead, asked: RequestHead) -> bool:
+    """Does this 101 switch to what `websocket_from_connect` asked for, with the answer to its key?"""
+    said = dict(head.headers)
+    wanted = dict(asked.headers)
+    key = wanted.get(b"sec-websocket-key")
+    named = said.get(b"upgrade", b"").strip().lower() == wanted[b"upgrade"].lower()
+    return named and (key is None or said.get(b"sec-websocket-accept") == websocket_accept(key))
 
 
 def connect_from_websocket(head: RequestHead, protocol: bytes) -> RequestHead:

@@ -55,14 +55,16 @@ class ServicePortSpec(Model):
     """The port that clients dial."""
     name: PortName = ""
     """Required when there are several ports. The part before "-" declares the protocol if `appProtocol` does not:
-    `http`, `tcp`, `tls`, `https`, `mysql`, `redis`, `mongo`, `postgres` and the like."""
+    `http`, `http2`, `grpc`, `tcp`, `tls`, `https`, `mysql`, `redis`, `mongo`, `postgres` and the like."""
     target_port: TargetPort | None = None
     """The port of the workloads, by number, or by the name that a Workload gives it. Left out: the same as `port`."""
     protocol: Protocol = "TCP"
     """Only TCP is routed. UDP and SCTP ports are accepted and have no effect."""
     app_protocol: str = ""
-    """`http` (or `kubernetes.io/ws`) refuses what is not HTTP; `tcp`, `tls`, `https` and names of databases are
-    relayed unread. Left out: the name decides, then the first octets of a connection."""
+    """`http` (or `kubernetes.io/ws`) refuses what is not HTTP, and speaks HTTP/1.1 to the workloads; `http2`, `grpc`
+    and `kubernetes.io/h2c` do so in HTTP/2 without TLS (prior knowledge), whichever version the client speaks; `tcp`,
+    `tls`, `https` and names of databases are relayed unread. Left out: the name decides, then the first octets of a
+    connection, and requests go on in the version that they came in."""
     node_port: Ignored = None
 
 

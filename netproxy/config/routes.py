@@ -29,7 +29,7 @@ from .kubernetes import (
     TCPRoute,
 )
 from .model import Object
-from .shard import AppProtocol, Backend, Endpoint, HeaderMatch, Match, QueryMatch, Rule
+from .shard import AppProtocol, Backend, Endpoint, HeaderMatch, HttpVersion, Match, QueryMatch, Rule
 from .status import Condition, ParentStatus, Statuses, first
 
 
@@ -52,6 +52,7 @@ class PortParts:
     declared: AppProtocol | None
     opaque: bool
     """By its number."""
+    http_version: HttpVersion = ""
     endpoints: tuple[Endpoint, ...] = ()
     http_route: Object[HTTPRoute] | None = None
     """The first that is attached."""

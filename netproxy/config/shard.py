@@ -21,6 +21,8 @@ from ..addr import ServiceKey, SpiffeId, WorkloadKey
 MtlsMode = Literal["DISABLE", "PERMISSIVE", "STRICT"]
 AppProtocol = Literal["auto", "http", "tcp"]
 """``auto`` sniffs; ``http`` refuses what is not HTTP; ``tcp`` never parses (app's own TLS, databases)."""
+HttpVersion = Literal["", "1.1", "2"]
+"""What the endpoints of a port are spoken to in; "": as the request came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class ServicePort:
     rules: tuple[Rule, ...] | None = None
     tcp_rule: Rule | None = None
     """Of a TCPRoute: its backends share the port's opaque connections. `matches` is empty."""
+    http_version: HttpVersion = ""
+    """Requests to `endpoints`, whatever route they come by, are of this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +257,10 @@ class MeshShard:
     """A request without ``x-request-id`` gets one."""
     via: str = ""
     """Our name in ``via``; "": none is added."""
+    mesh_http: Literal["auto", "http1", "http2"] = "auto"
+    """What HTTP/1.1 requests travel in between agents. What is HTTP/2 at its ends always travels in HTTP/2."""
+    http2_max_upstream_streams: int = 100
+    """On one HTTP/2 connection to an endpoint. RFC 9113 recommends that servers allow no fewer."""
     access_log: AccessLog = AccessLog()
     cluster_domain: str = "cluster.local"
     dns_timeout_s: float = 4.0

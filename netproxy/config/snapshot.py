@@ -12,12 +12,12 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from ..addr import ServiceKey, SpiffeId, WorkloadKey, spiffe_id
 from ..errors import ConfigError
 from .external import Mesh, accept_external, external_shard, is_within, named_hosts
-from .fields import NOT_YET, FailurePolicy
+from .fields import FailurePolicy
 from .kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
 from .mesh import ExternalService, MeshConfig, MeshConfigSpec, PeerAuthentication, Workload, WorkloadTraffic
 from .model import Object, Resource
@@ -26,6 +26,7 @@ from .shard import (
     AccessLog,
     AppProtocol,
     Endpoint,
+    HttpVersion,
     MeshShard,
     MtlsMode,
     ServicePort,
@@ -113,6 +114,14 @@ class Snapshot:
         return cast("MeshShard", self.shards["mesh"])
 
 
+class Declared(NamedTuple):
+    """What a port says of itself. `protocol` None: nothing. `warning` is "" when there is nothing to warn of."""
+
+    protocol: AppProtocol | None
+    http_version: HttpVersion = ""
+    warning: str = ""
+
+
 def build_snapshot(
     objects: Iterable[Object[Resource]], context: Context, rejected: Iterable[ConfigError] = ()
 ) -> Snapshot:
@@ -120,25 +129,22 @@ def build_snapshot(
     return _Build(tuple(objects), context, rejected).run()
 
 
-def declared_protocol(app_protocol: str, port_name: str) -> tuple[AppProtocol | None, str]:
-    """What `appProtocol`, else the part of the port's name before "-", says; None: nothing. With a warning or "".
-
-    HTTP/2 is not supported yet: a port that declares it is sniffed, and its warning says so.
-    """
+def declared_protocol(app_protocol: str, port_name: str) -> Declared:
+    """What `appProtocol`, else the part of the port's name before "-", says."""
     said = app_protocol.lower()
     if not said:
         name = port_name.lower()
         said = name if name == "grpc-web" or name.startswith("grpc-web-") else name.partition("-")[0]
         said = "grpc-web" if said.startswith("grpc-web") else said
     if said in _HTTP_NAMES:
-        return "http", ""
+        return Declared("http", "1.1")
     if said in _TCP_NAMES or said == "kubernetes.io/wss":
-        return "tcp", ""
+        return Declared("tcp")
     if said in _HTTP2_NAMES:
-        return "auto", f"HTTP/2 ({said}) is {NOT_YET}: the port is sniffed, HTTP/2 passes as opaque bytes"
+        return Declared("http", "2")
     if app_protocol:
-        return None, f'appProtocol "{app_protocol}" is not known: the port is sniffed'
-    return None, ""
+        return Declared(None, warning=f'appProtocol "{app_protocol}" is not known: the port is sniffed')
+    return Declared(None)
 
 
 @dataclass(slots=True)
@@ -248,6 +254,8 @@ class _Build:
             header_case=spec.header_case,
             forwarded=spec.forwarded,
             request_id=spec.request_id,
+            mesh_http=spec.mesh_http,
+            http2_max_upstream_streams=spec.http2_max_upstream_streams,
             via=spec.via,
             access_log=AccessLog(
                 percent=log.percent,
@@ -297,11 +305,11 @@ class _Build:
         self.say.accept(obj)
         protocols: dict[int, AppProtocol] = {}
         for port in spec.ports:
-            declared, warning = declared_protocol(port.app_protocol, port.name)
-            if declared:
-                protocols[port.port] = declared
-            if warning:
-                self.say.warn(obj, "UnsupportedProtocol", f"port {port.port}: {warning}")
+            declared = declared_protocol(port.app_protocol, port.name)
+            if declared.protocol:
+                protocols[port.port] = declared.protocol
+            if declared.warning:
+                self.say.warn(obj, "UnsupportedProtocol", f"port {port.port}: {declared.warning}")
         local = self.context.local
         return _Work(
             obj=obj,
@@ -401,10 +409,15 @@ class _Build:
             if port.protocol != "TCP":
                 self.say.warn(obj, "UnsupportedProtocol", f"port {port.port}/{port.protocol}: only TCP is routed")
                 continue
-            declared, warning = declared_protocol(port.app_protocol, port.name)
-            if warning:
-                self.say.warn(obj, "UnsupportedProtocol", f"port {port.port}: {warning}")
-            found[port.port] = PortParts(port, declared, port.port in opaque or port.target_port in opaque)
+            declared = declared_protocol(port.app_protocol, port.name)
+            if declared.warning:
+                self.say.warn(obj, "UnsupportedProtocol", f"port {port.port}: {declared.warning}")
+            found[port.port] = PortParts(
+                port,
+                declared.protocol,
+                port.port in opaque or port.target_port in opaque,
+                http_version=declared.http_version,
+            )
         return found
 
     def take_slices(self) -> None:
@@ -504,7 +517,17 @@ class _Build:
         for number, port in sorted(service.ports.items()):
             protocol = port.routed_as or ("tcp" if port.is_tcp else port.declared or "auto")
             rule = port.tcp_rule if protocol == "tcp" else None
-            ports.append(ServicePort(number, port.spec.name, protocol, port.endpoints, port.rules, rule))
+            ports.append(
+                ServicePort(
+                    number,
+                    port.spec.name,
+                    protocol,
+                    port.endpoints,
+                    port.rules,
+                    rule,
+                    http_version="" if protocol == "tcp" else port.http_version,
+                )
+            )
         meta, headless = service.obj.resource.metadata, service.obj.resource.spec.headless
         return ServiceShard(meta.namespace, meta.name, service.vips, tuple(ports), headless)
 

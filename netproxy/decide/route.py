@@ -16,6 +16,7 @@ from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
 from ..config.shard import (
     Endpoint,
     ExternalShard,
+    HttpVersion,
     MeshShard,
     Rule,
     ServicePort,
@@ -88,6 +89,8 @@ class Choice(NamedTuple):
     endpoint: EndpointState
     rule: str
     request_timeout_s: float
+    http_version: HttpVersion = ""
+    """What the endpoint is spoken to in; "": as the request came."""
 
 
 class Tables:
@@ -292,4 +295,4 @@ class Tables:
             total = len(port.endpoints)
             detail = f"{port.service}:{port.port} has {total} endpoint(s), none ready in a family of the client"
             raise Refused(Reason.NO_HEALTHY_ENDPOINT, detail, rule or port.service)
-        return Choice(port.service, state, rule, timeout_s)
+        return Choice(port.service, state, rule, timeout_s, port.spec.http_version)

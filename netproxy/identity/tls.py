@@ -31,6 +31,10 @@ from ..tcp import Delivery
 from .spiffe import identity_of_der
 
 ALPN_HTTP1 = "netproxy/http/1.1"
+ALPN_H2 = "netproxy/h2"
+"""Requests in HTTP/2, for an application that is to get them in HTTP/2."""
+ALPN_H2_HTTP1 = "netproxy/h2/http/1.1"
+"""Requests in HTTP/2, for an application that is to get them in HTTP/1.1."""
 ALPN_TCP = "netproxy/tcp"
 MESH_ALPN = (ALPN_HTTP1, ALPN_TCP)
 

@@ -85,7 +85,7 @@ def http_permission(services: Services, facts: Facts, head: RequestHead) -> Perm
 
 
 def _authority(head: RequestHead) -> str:
-    if head.method == b"CONNECT":
+    if head.method == b"CONNECT" and not head.protocol:
         return head.target.decode("latin-1")
     authority = origin_form(head.target)[1] or b",".join(value for name, value in head.headers if name == b"host")
     return authority.decode("latin-1")
@@ -195,7 +195,9 @@ def _is_elsewhere(host: str) -> bool:
     return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
 
 
-async def dial_out(services: Services, facts: Facts, permission: Permission, alpn: str) -> tuple[Stream, Choice]:
+async def dial_out(
+    services: Services, facts: Facts, permission: Permission, alpn: tuple[str, ...]
+) -> tuple[Stream, Choice]:
     """A stream to what is permitted, and where it goes; its endpoint counts it as outstanding.
 
     Raises UpstreamError, or Refused with NO_HEALTHY_ENDPOINT.

@@ -60,6 +60,7 @@ Trailers that have no chunked body to follow are dropped. `request` says which 1
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -77,6 +78,8 @@ _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"ht
 _RESPONSE_DROPS = _HOP_BY_HOP | {REASON_HEADER}
 # Fields that Connection must not remove, since what follows depends on them (RFC 9110 section 7.6.1).
 _NEVER_NAMED = frozenset((b"host", b"content-length", b"transfer-encoding", b"trailer"))
+_NOT_IN_HTTP2 = frozenset((b"connection", b"transfer-encoding", b"upgrade"))
+_is_path = re.compile(rb"/[\x21\x22\x24-\x7e]*").fullmatch
 _NOT_OURS_TO_PASS = frozenset((b"h2c", b"h2", b"tls", b"http"))
 
 
@@ -113,7 +116,7 @@ def request_for_upstream(head: RequestHead, edits: RequestEdits = _NO_REQUEST_ED
         drops |= {b"expect"}
     headers = [field for field in head.headers if field[0] not in drops and not _reads_as(field[0], XFCC)]
     target, authority = origin_form(head.target)
-    if head.method == b"CONNECT":
+    if head.method == b"CONNECT" and not head.protocol:
         authority = head.target
     if authority:
         _put_host(headers, authority)
@@ -130,7 +133,9 @@ def request_for_upstream(head: RequestHead, edits: RequestEdits = _NO_REQUEST_ED
         headers.append((b"x-request-id", edits.request_id))
     if edits.via:
         _add_to_list(headers, b"via", head.http_version + b" " + edits.via)
-    return RequestHead(1, head.method, target, headers, spelling=head.spelling)
+    return RequestHead(
+        1, head.method, target, headers, spelling=head.spelling, scheme=head.scheme, protocol=head.protocol
+    )
 
 
 def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPONSE_EDITS) -> ResponseHead:
@@ -144,6 +149,32 @@ def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPO
     if edits.via:
         _add_to_list(headers, b"via", head.http_version + b" " + edits.via)
     return ResponseHead(1, head.status, headers, spelling=head.spelling)
+
+
+def request_for_http2(head: RequestHead) -> RequestHead:
+    """What `request_for_upstream` made, without what HTTP/2 says otherwise (RFC 9113 section 8.2.2)."""
+    return head._replace(headers=[field for field in head.headers if field[0] not in _NOT_IN_HTTP2])
+
+
+def chunked(head: RequestHead) -> RequestHead:
+    """For content of a length that is not known (RFC 9112 section 6.3)."""
+    return head._replace(headers=[*head.headers, (b"transfer-encoding", b"chunked")])
+
+
+def fits_http2(head: RequestHead) -> bool:
+    """May it travel in HTTP/2 and be restored as it is? Not what asks for a tunnel, or has a target beyond RFC 3986."""
+    return asks_for_tunnel(head) is False and _is_path(head.target) is not None
+
+
+def asks_for_tunnel(head: RequestHead) -> bool | None:
+    """By an Upgrade or an extended CONNECT. None: by an Upgrade that can't become an extended CONNECT (RFC 8441)."""
+    if head.protocol:
+        return True
+    protocols = upgrade_protocols(head.headers)
+    if not protocols:
+        return False
+    has_content = any(name in (b"content-length", b"transfer-encoding") for name, _ in head.headers)
+    return True if head.method == b"GET" and len(protocols) == 1 and not has_content else None
 
 
 def without_ours(headers: Headers) -> Headers:
@@ -267,7 +298,7 @@ def request_for_match(head: RequestHead) -> Request:
     ``host`` is what goes on: the authority of the target, where it has one, and not the field beside it.
     """
     method, headers = head.method.decode("latin-1"), headers_for_match(head.headers)
-    if head.method == b"CONNECT":
+    if head.method == b"CONNECT" and not head.protocol:
         target, authority = b"", head.target
     else:
         target, authority = origin_form(head.target)

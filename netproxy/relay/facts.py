@@ -31,11 +31,18 @@ def mesh_identity(facts: Facts, choice: Choice) -> SpiffeId | None:
 
 
 async def dial(
-    services: Services, facts: Facts, choice: Choice, endpoint: EndpointAddr, alpn: str, *, connect_s: float = 0.0
+    services: Services,
+    facts: Facts,
+    choice: Choice,
+    endpoint: EndpointAddr,
+    alpn: tuple[str, ...],
+    *,
+    connect_s: float = 0.0,
 ) -> Stream:
     """A stream to the chosen endpoint, as this workload; mesh TLS if the endpoint is meshed. Raises UpstreamError.
 
-    `connect_s`: less than the connect timeout of the mesh, when others may have to be tried.
+    `alpn`: what is offered to an agent, which chooses. `connect_s`: less than the connect timeout of the mesh, when
+    others may have to be tried.
     """
     theirs = mesh_identity(facts, choice)
     tls = (facts.shard.identity, theirs, alpn) if theirs is not None else None

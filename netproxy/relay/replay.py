@@ -2,7 +2,8 @@
 
 A connection that was used before may be closed by its endpoint just when the next request goes out on it. Such a
 request is sent again, once, on a fresh connection, if nothing came back and its method is idempotent (RFC 9110 section
-9.2.2). One that is not idempotent never is: that nothing of it was read can't be proved once the kernel has it.
+9.2.2). One that is not idempotent is not: that nothing of it was read can't be proved once the kernel has it. But an
+endpoint of HTTP/2 may say that it has not begun with it (RFC 9113 section 8.7): then it is sent again, whatever it is.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE
 
 
 class Replay:
-    __slots__ = ("_body", "_head", "_rest")
+    __slots__ = ("_body", "_head", "_rest", "_reused")
 
-    def __init__(self, head: RequestHead) -> None:
-        self._head = head if head.method in _IDEMPOTENT else None
+    def __init__(self, head: RequestHead, *, reused: bool, shared: bool) -> None:
+        """Of the connection that it goes out on."""
+        self._reused = reused and head.method in _IDEMPOTENT
+        self._head = head if self._reused or shared else None
         self._body = bytearray()
         self._rest: list[Event] = []
 
@@ -39,9 +42,9 @@ class Replay:
         self._body.clear()
         self._rest.clear()
 
-    def take(self) -> list[Event] | None:
+    def take(self, *, untouched: bool) -> list[Event] | None:
         """All that was sent, to be sent again; None when it may not. There is no second time."""
-        if self._head is None:
+        if self._head is None or not (self._reused or untouched):
             return None
         events: list[Event] = [self._head]
         if self._body:

@@ -3,7 +3,7 @@
 Its two halves move independently::
 
     request:   reading --End--> sent
-    upstream:  none --take/dial--> open --(response End)--> given back or closed
+    upstream:  none --take/dial/wait--> open --(response End)--> given back or closed
     response:  none --head--> started --End--> done
 
 A head that begins a tunnel (101, 2xx to CONNECT) makes both halves octets: whatever comes from either side goes to the
@@ -16,6 +16,9 @@ complete body.
 
 An exchange in which no octet moves for `idle_timeout_s` ends, so a slow body or a slow reader that moves at all goes
 on: it costs a connection on both sides, and no memory.
+
+The upstream is a connection of HTTP/1.1 that it has for itself, or a stream of HTTP/2 on one that it shares: see
+`_connect` for which.
 
 1xx answers go on to HTTP/1.1 clients, to HTTP/1.0 never. What else is sent again, see `replay`; who says 100, `expect`.
 """
@@ -38,6 +41,7 @@ from ..codec.events import (
 )
 from ..decide.route import Choice
 from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
+from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1
 from ..observe.access import Outcome
 from ..observe.record import Parties
 from ..upstream.pool import PoolKey
@@ -45,8 +49,10 @@ from .egress import NEXT_AFTER, Targets, http_permission
 from .exchange import (
     RequestEdits,
     ResponseEdits,
+    asks_for_tunnel,
     authority_of,
     expectations,
+    fits_http2,
     request_for_match,
     request_for_upstream,
     response_for_downstream,
@@ -58,10 +64,13 @@ from .expect import CONTINUE, Expectation
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .logged import Ended, log_request
 from .replay import Replay
-from .upstream import ALPN_HTTP1, Upstream, UpstreamHttp
+from .shared import Wanted
+from .upstream import Upstream, UpstreamHttp
 
 if TYPE_CHECKING:
     from .connection import HttpConnection
+    from .shared import Waiter
+    from .upstream_h2 import Http2Request
 
 # Why the client's connection is not read, of its `hold`.
 CONNECTING, UPSTREAM_FULL = 1, 2
@@ -99,6 +108,7 @@ class Exchange:
         "_timer",
         "_tunnel",
         "_upstream",
+        "_waiter",
     )
 
     def __init__(self, connection: HttpConnection, head: RequestHead) -> None:
@@ -124,6 +134,8 @@ class Exchange:
         self._request_sent = self._response_started = self._response_done = self._done = False
         self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None
+        self._waiter: Waiter | None = None
+        """While it waits for a shared connection, under `_key`."""
         self._timer: asyncio.TimerHandle | None = None
         self._status = 0
         self._moved_in = self._moved_out = 0
@@ -188,20 +200,94 @@ class Exchange:
             self._fail(self._failed.reason, self._failed.detail)
 
     def _go(self, choice: Choice) -> None:
-        facts, state = self._connection.facts, choice.endpoint
-        state.outstanding += 1
-        tls = mesh_identity(facts, choice)
-        self._key = PoolKey(facts.workload, state.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
+        choice.endpoint.outstanding += 1
         timeout_s = choice.request_timeout_s
-        if timeout_s:
+        if timeout_s and self._timer is None:
             self._timer = self._services.loop.call_later(timeout_s, self._request_timeout, timeout_s)
-        kept = self._services.pool.take(self._key)
+        self._connect(choice)
+
+    def _connect(self, choice: Choice) -> None:
+        """The endpoint is spoken to in the version that its port declares, else in that of the request.
+
+        Between agents the ALPN protocol says it: `netproxy/h2` carries what is HTTP/2 at the endpoint, in HTTP/2;
+        `netproxy/http/1.1` and `netproxy/h2/http/1.1` (`meshHttp`) what is HTTP/1.1. An agent that does not know HTTP/2
+        takes HTTP/1.1 for all. An Upgrade becomes an extended CONNECT where the endpoint is spoken to in HTTP/2 and
+        knows that, and is HTTP/1.1 otherwise.
+        """
+        facts, head = self._connection.facts, self._sent_head
+        tls = mesh_identity(facts, choice)
+        is_http2 = self._head.http_version == b"2" and not facts.as_http1
+        if choice.http_version:
+            is_http2 = choice.http_version == "2"
+        if is_http2:
+            # An Upgrade that HTTP/2 has no words for, say with content.
+            alpn = ALPN_H2 if asks_for_tunnel(head) is not None else ""
+        elif tls is not None and self._services.tables.mesh.mesh_http == "http2" and fits_http2(head):
+            alpn = ALPN_H2_HTTP1
+        else:
+            alpn = ""
+        if alpn:
+            key = PoolKey(facts.workload, choice.endpoint.addr, f"{alpn} {tls}" if tls is not None else "")
+            if not self._services.shared.speaks_http1(key):
+                self._share(choice, key, (alpn, ALPN_HTTP1))
+                return
+        self._own(choice)
+
+    def _own(self, choice: Choice) -> None:
+        """On a connection of HTTP/1.1 that it has for itself."""
+        self._key = key = self._own_key(choice)
+        kept = self._services.pool.take(key)
         while kept is not None and kept.stream.closing:
-            kept = self._services.pool.take(self._key)
+            kept = self._services.pool.take(key)
         if kept is not None:
             self._open(kept)
         else:
             self._dial()
+
+    def _own_key(self, choice: Choice) -> PoolKey:
+        facts = self._connection.facts
+        tls = mesh_identity(facts, choice)
+        return PoolKey(facts.workload, choice.endpoint.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
+
+    def _share(self, choice: Choice, key: PoolKey, alpn: tuple[str, ...]) -> None:
+        """On a connection of HTTP/2 that others use, too."""
+        self._key = key
+        shared = self._services.shared
+        request = shared.take(key)
+        if request is not None:
+            self.upstream_ready(request)
+            return
+        connect_s = self._targets.connect_s() if self._targets is not None else 0.0
+        wanted = Wanted(self._connection.facts, choice, alpn, self._own_key(choice), connect_s)
+        try:
+            self._waiter = shared.wait(key, self, wanted)
+        except Refused as exc:
+            self._fail(exc.reason, exc.detail)
+            return
+        self._connection.hold(CONNECTING, True)
+
+    def upstream_ready(self, upstream: Http2Request) -> None:
+        """A stream of a shared connection is ours."""
+        if self._waiter is not None:
+            self._waiter = None
+            self._connection.hold(CONNECTING, False)
+        if asks_for_tunnel(self._sent_head) and not upstream.connect_protocol:
+            assert self._choice is not None
+            self._own(self._choice)
+        else:
+            self._open(upstream)
+
+    def upstream_failed(self, exc: UpstreamError) -> None:
+        """There is no shared connection."""
+        self._waiter = None
+        self._dial_failed(exc)
+
+    def upstream_speaks_http1(self) -> None:
+        """The endpoint's agent chose it."""
+        self._waiter = None
+        self._connection.hold(CONNECTING, False)
+        assert self._choice is not None
+        self._own(self._choice)
 
     def _decide(self) -> Choice:
         facts, tables = self._connection.facts, self._services.tables
@@ -248,17 +334,11 @@ class Exchange:
         facts = self._connection.facts
         connect_s = self._targets.connect_s() if self._targets is not None else 0.0
         try:
-            stream = await dial(self._services, facts, choice, key.endpoint, ALPN_HTTP1, connect_s=connect_s)
+            stream = await dial(self._services, facts, choice, key.endpoint, (ALPN_HTTP1,), connect_s=connect_s)
         except UpstreamError as exc:
             self._services.pool.closed(key)
             self._task = None
-            if self._targets is not None and exc.reason in NEXT_AFTER:
-                self._failed = exc
-                self._choice = None
-                choice.endpoint.outstanding -= 1
-                self._aim()
-            else:
-                self._fail(exc.reason, exc.detail)
+            self._dial_failed(exc)
             return
         except Exception:
             # Our bug, for the loop to report. Its client is answered all the same.
@@ -274,13 +354,27 @@ class Exchange:
             self._connection.hold(CONNECTING, False)
             self._open(upstream)
 
+    def _dial_failed(self, exc: UpstreamError) -> None:
+        """Outside of the mesh another address may follow."""
+        choice = self._choice
+        if self._targets is not None and choice is not None and exc.reason in NEXT_AFTER:
+            self._failed = exc
+            self._choice = None
+            choice.endpoint.outstanding -= 1
+            self._aim()
+        else:
+            self._fail(exc.reason, exc.detail)
+
     def _open(self, upstream: Upstream) -> None:
         self._upstream = upstream
         if not self._connection.is_writable:
             upstream.hold(True)
         upstream.begin(self)
-        # On a fresh one it is no race that is lost, and after a replay there is no other.
-        self._replay = Replay(self._sent_head) if upstream.reused else None
+        # On a fresh one of its own it is no race that is lost, and after a replay there is no other.
+        may_be_replayed = not self._attempts and (upstream.reused or upstream.is_shared)
+        self._replay = (
+            Replay(self._sent_head, reused=upstream.reused, shared=upstream.is_shared) if may_be_replayed else None
+        )
         self._attempts += 1
         self._reused = upstream.reused
         if self._services.access.on:
@@ -305,6 +399,8 @@ class Exchange:
                 self._upstream.send(event)
             except LocalProtocolError as exc:
                 self._fail(Reason.INTERNAL, str(exc))
+            except Refused as exc:
+                self._fail(exc.reason, exc.detail)
 
     def request_data(self, event: Data) -> None:
         if self._expectation is not None:
@@ -435,16 +531,19 @@ class Exchange:
             upstream.abort()
             self._finish(Reason.OK, must_close=True)
 
-    def upstream_gone(self, reason: Reason, detail: str) -> None:
-        """The upstream connection ended or broke before the response was complete."""
-        self._upstream = None
-        again = self._replay.take() if self._replay is not None else None
+    def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False) -> None:
+        """The upstream ended or broke before the response was complete."""
+        was, self._upstream = self._upstream, None
+        again = self._replay.take(untouched=untouched) if self._replay is not None else None
         if again is not None:
             self._replay = None
             self._queue = again
             self._services.recorder.arena.count("upstream_replays")
             self._connection.hold(UPSTREAM_FULL, False)
-            self._dial()
+            if was is not None and was.is_shared and self._choice is not None:
+                self._connect(self._choice)
+            else:
+                self._dial()
             return
         self._fail(reason, detail)
 
@@ -509,6 +608,9 @@ class Exchange:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        if self._waiter is not None and self._key is not None:
+            self._services.shared.forget(self._key, self._waiter)
+            self._waiter = None
 
     def _finish(
         self, reason: Reason, *, must_close: bool = False, reset: bool = False, detail: str = "", decided_by: str = ""

@@ -48,7 +48,7 @@ from ..decide.egress import UNKNOWN, host_name
 from ..decide.route import Choice
 from ..errors import IdentityError, Reason, Refused, UpstreamError
 from ..identity.spiffe import SpiffeVerifier
-from ..identity.tls import ContextCache, TlsStream
+from ..identity.tls import ALPN_HTTP1, ContextCache, TlsStream
 from ..stream import Stream
 from ..tcp import accepted as tcp_accepted
 from .connection import HttpConnection
@@ -57,7 +57,6 @@ from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .logged import log_connection
 from .services import Facts, Services
 from .tcp import TcpRelay
-from .upstream import ALPN_HTTP1
 
 ALPN_TCP = "netproxy/tcp"
 _TLS = (Protocol.TLS, Protocol.MESH_TLS)
@@ -237,7 +236,7 @@ class Server:
         choice: Choice | None = None
         try:
             if facts.egress is not None:
-                upstream, choice = await dial_out(services, facts, facts.egress, ALPN_TCP)
+                upstream, choice = await dial_out(services, facts, facts.egress, (ALPN_TCP,))
             else:
                 if facts.port is not None:
                     choice = services.tables.tcp(facts.port, facts.families)
@@ -246,7 +245,7 @@ class Server:
                 state = choice.endpoint
                 state.outstanding += 1
                 try:
-                    upstream = await dial(services, facts, choice, state.addr, ALPN_TCP)
+                    upstream = await dial(services, facts, choice, state.addr, (ALPN_TCP,))
                 except BaseException:
                     state.outstanding -= 1
                     raise

@@ -20,6 +20,7 @@ from ..upstream.connect import Dialer
 from ..upstream.pool import Pool
 
 if TYPE_CHECKING:
+    from .shared import SharedConnections
     from .upstream import UpstreamHttp
 
 
@@ -77,6 +78,8 @@ class Services:
     """For ``x-request-id``."""
     date: Callable[[], bytes] = field(default_factory=_WallClock)
     access: AccessLogger = field(default_factory=lambda: AccessLogger("", lambda: 0.0))
+    shared: SharedConnections = field(init=False)
+    """To endpoints, in HTTP/2. Set by who makes this."""
 
 
 @dataclass(slots=True)
@@ -100,3 +103,5 @@ class Facts:
     peer_sha256: str = ""
     began: float = 0.0
     """When the connection was accepted; 0.0: nobody looked."""
+    as_http1: bool = False
+    """What comes in HTTP/2 was HTTP/1.1 before the agents, and is to be so again."""

@@ -1,21 +1,28 @@
 """One HTTP/1 connection to an endpoint: busy with an exchange, or idle in the pool.
 
+What came in HTTP/2 is said in HTTP/1.1 here: a request of unknown length is chunked, an extended CONNECT is an Upgrade,
+whose 101 is a 200 to who asked.
+
 It is in the list of live connections only while it flushes what is left of a tunnel: nobody else looks after it then.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..codec.events import ConnectionClosed, End, Event
+from ..codec import h2
+from ..codec.events import ConnectionClosed, End, Event, RequestHead, ResponseHead
 from ..codec.h1 import H1Client, H1Limits, client_engine
 from ..errors import Reason, RemoteProtocolError
 from ..stream import Stream
 from ..upstream.pool import PoolKey
+from .exchange import chunked
 from .services import Services
 
-ALPN_HTTP1 = "netproxy/http/1.1"
+_MOSTLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT"))
+"""A chunked body, even an empty one, is nothing that servers expect in them."""
 
 
 class Requester(Protocol):
@@ -27,7 +34,8 @@ class Requester(Protocol):
 
     def response(self, event: Event) -> None: ...
 
-    def upstream_gone(self, reason: Reason, detail: str) -> None: ...
+    def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False) -> None:
+        """It is over before its time. `untouched`: the endpoint says that it has not begun with the request."""
 
 
 class Upstream(Protocol):
@@ -41,10 +49,15 @@ class Upstream(Protocol):
     def reused(self) -> bool:
         """The connection carried something before: the endpoint may be closing it just now."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Others use the connection too: the endpoint may refuse this request alone, without having begun with it."""
+
     def begin(self, exchange: Requester) -> None: ...
 
     def send(self, event: Event) -> None:
-        """Of stream 1, whatever its number is to the endpoint. Raises LocalProtocolError."""
+        """Of stream 1, whatever its number is to the endpoint. Raises LocalProtocolError; Refused for a head that the
+        protocol can't say."""
 
     def hold(self, on: bool) -> None:
         """Bring nothing more of the response for now. What is under way may still come, bounded by a window."""
@@ -69,10 +82,12 @@ class UpstreamHttp:
     """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
 
     __slots__ = (
+        "_asked",
         "_closed",
         "_done_at",
         "_engine",
         "_exchange",
+        "_head",
         "_services",
         "_tunnel",
         "_uses",
@@ -81,6 +96,8 @@ class UpstreamHttp:
         "stream",
         "workload",
     )
+
+    is_shared = False
 
     def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
         """The connection was reserved in the pool; `closed` there is called when it is gone."""
@@ -96,6 +113,10 @@ class UpstreamHttp:
         self._closed = False
         self._tunnel = False
         self._done_at = 0.0
+        self._head: RequestHead | None = None
+        """It waits for what follows it: content or nothing."""
+        self._asked: RequestHead | None = None
+        """The Upgrade that an extended CONNECT became."""
         stream.sink = self
         stream.resume_reading()
 
@@ -109,12 +130,33 @@ class UpstreamHttp:
     def begin(self, exchange: Requester) -> None:
         self._uses += 1
         self._exchange = exchange
+        self._head = self._asked = None
         self._engine.keep_spelling(self._services.tables.mesh.header_case == "preserve")
         if not self._writable:
             # An endpoint that answered the request before without reading all of it.
             exchange.upstream_writable(False)
 
     def send(self, event: Event) -> None:
+        if type(event) is RequestHead and event.scheme:
+            self._send_head_of_http2(event)
+        else:
+            if self._head is not None:
+                head, self._head = self._head, None
+                self._send(head if type(event) is End else chunked(head))
+            self._send(event)
+
+    def _send_head_of_http2(self, head: RequestHead) -> None:
+        if head.protocol:
+            self._asked = head = h2.websocket_from_connect(head, os.urandom(16))
+            self._send(head)
+        elif any(name in (b"content-length", b"transfer-encoding") for name, _ in head.headers):
+            self._send(head)
+        elif head.method in _MOSTLY_WITHOUT_CONTENT and not any(name == b"expect" for name, _ in head.headers):
+            self._head = head
+        else:
+            self._send(chunked(head))
+
+    def _send(self, event: Event) -> None:
         buffers = self._engine.send(1, event)
         if buffers:
             self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
@@ -191,8 +233,20 @@ class UpstreamHttp:
                 break
             if isinstance(event, ConnectionClosed):
                 self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: closed without an answer")
+            elif self._asked is not None and isinstance(event, ResponseHead):
+                self._answered(exchange, event, self._asked)
             else:
                 exchange.response(event)
+
+    def _answered(self, exchange: Requester, head: ResponseHead, asked: RequestHead) -> None:
+        """To an extended CONNECT a 2xx would grant the tunnel, so only 101 may become one."""
+        if head.status == 101 and h2.switches_to_websocket(head, asked):
+            exchange.response(h2.connect_answer_from_websocket(head))
+        elif head.status < 300:
+            self._gone(Reason.UPSTREAM_PROTOCOL, f"{self.key.endpoint}: {head.status} does not grant the Upgrade")
+            self.stream.abort()
+        else:
+            exchange.response(head)
 
     def eof_received(self) -> None:
         if self._exchange is not None:

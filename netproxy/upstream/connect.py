@@ -141,14 +141,14 @@ class Dialer:
         endpoint: EndpointAddr,
         timeouts_s: tuple[float, float],
         *,
-        tls: tuple[SpiffeId, SpiffeId, str] | None = None,
+        tls: tuple[SpiffeId, SpiffeId, tuple[str, ...]] | None = None,
         high_water: int = 256 * 1024,
     ) -> Stream:
         """A connected stream (its `sink` is still to be set, reading is paused).
 
         `timeouts_s`: for the connection, and for the TLS handshake after it. `tls`: (our identity, the identity the
-        endpoint must have, ALPN protocol). Raises UpstreamError with CONNECT_FAILED, CONNECT_TIMEOUT,
-        IDENTITY_MISMATCH or OVERLOADED; OSError never.
+        endpoint must have, ALPN protocols of which the server takes one). Raises UpstreamError with CONNECT_FAILED,
+        CONNECT_TIMEOUT, IDENTITY_MISMATCH or OVERLOADED; OSError never.
         """
         loop = asyncio.get_running_loop()
         sock = await self._stock.take(workload, 6 if ":" in endpoint.host else 4)
@@ -165,7 +165,7 @@ class Dialer:
             svid = self._svid(mine)
             if svid is None:
                 raise IdentityError(f"no certificate for {mine} yet")
-            secured = TlsStream(stream, self._contexts.client(svid, (alpn,)), server_side=False)
+            secured = TlsStream(stream, self._contexts.client(svid, alpn), server_side=False)
             stream = secured
             await secured.wait_handshake(handshake_s)
             require_identity(secured, (theirs,))

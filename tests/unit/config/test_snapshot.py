@@ -94,6 +94,7 @@ def test_endpoints_of_a_selector() -> None:
             Endpoint("10.0.0.2", 8080, True, WorkloadKey("shop/web-2"), identity, True),  # type: ignore[arg-type]
             Endpoint("fd00::2", 8080, True, WorkloadKey("shop/web-2"), identity, True),  # type: ignore[arg-type]
         ),
+        http_version="1.1",
     )
     assert rejected(snapshot) == []
 
@@ -179,16 +180,14 @@ def test_slices_without_a_service() -> None:
     ],
 )
 def test_declared_protocols(app: str, name: str, expected: str | None) -> None:
-    assert declared_protocol(app, name) == (expected, "")
+    assert declared_protocol(app, name) == (expected, "1.1" if expected == "http" else "", "")
 
 
 @pytest.mark.parametrize(
     ("app", "name"), [("grpc", ""), ("kubernetes.io/h2c", ""), ("", "grpc"), ("", "http2-x"), ("h2c", "http")]
 )
-def test_http2_is_sniffed_with_a_warning(app: str, name: str) -> None:
-    protocol, warning = declared_protocol(app, name)
-    assert protocol == "auto"
-    assert "is not supported yet" in warning
+def test_http2_is_declared(app: str, name: str) -> None:
+    assert declared_protocol(app, name) == ("http", "2", "")
 
 
 def test_protocols_of_ports() -> None:
@@ -206,14 +205,13 @@ def test_protocols_of_ports() -> None:
         5432: "http",
         83: "tcp",
         84: "auto",
-        9300: "auto",
+        9300: "http",
     }
+    assert {p.port: p.http_version for p in shard(snapshot, "web").ports if p.http_version} == {5432: "1.1", 9300: "2"}
     assert said(snapshot, "Service shop/web", "Warning") == (
         "True",
         "UnsupportedProtocol",
-        'port 84: appProtocol "amqp" is not known: the port is sniffed; '
-        "port 9300: HTTP/2 (grpc) is not supported yet: the port is sniffed, HTTP/2 passes as opaque bytes; "
-        "port 53/UDP: only TCP is routed",
+        'port 84: appProtocol "amqp" is not known: the port is sniffed; port 53/UDP: only TCP is routed',
     )
 
 
@@ -327,6 +325,8 @@ spec:
   forwarded: set
   requestId: false
   via: mesh-1
+  meshHttp: http2
+  http2MaxUpstreamStreams: 13
   accessLog: {percent: 12.5, minStatus: 500, minDuration: 250ms, flags: [UT, NR, UT]}
   clusterDomain: mesh.example
   dnsTimeout: 9s
@@ -357,6 +357,8 @@ def test_mesh_config() -> None:
         forwarded="set",
         request_id=False,
         via="mesh-1",
+        mesh_http="http2",
+        http2_max_upstream_streams=13,
         access_log=AccessLog(12.5, 500, 0.25, ("NR", "UT")),
         cluster_domain="mesh.example",
         dns_timeout_s=9.0,
@@ -367,7 +369,7 @@ def test_mesh_config() -> None:
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:34: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:36: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
 

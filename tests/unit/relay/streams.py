@@ -20,6 +20,7 @@ from netproxy.config.shard import (
     AccessLog,
     Backend,
     Endpoint,
+    HttpVersion,
     Match,
     MeshShard,
     Rule,
@@ -34,6 +35,7 @@ from netproxy.observe.record import Parties, Recorder
 from netproxy.relay.connection import HttpConnection
 from netproxy.relay.request import Exchange
 from netproxy.relay.services import Facts, Services
+from netproxy.relay.shared import SharedConnections
 from netproxy.relay.upstream import UpstreamHttp
 from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
@@ -179,7 +181,7 @@ class FakeStream:
 @dataclass
 class Dial:
     endpoint: EndpointAddr
-    tls: tuple[SpiffeId, SpiffeId, str] | None
+    tls: tuple[SpiffeId, SpiffeId, tuple[str, ...]] | None
     answer: asyncio.Future[Stream]
 
     def accept(self) -> FakeStream:
@@ -206,7 +208,7 @@ class FakeDialer(Dialer):
         endpoint: EndpointAddr,
         timeout_s: float,
         *,
-        tls: tuple[SpiffeId, SpiffeId, str] | None = None,
+        tls: tuple[SpiffeId, SpiffeId, tuple[str, ...]] | None = None,
         high_water: int = 0,
     ) -> Stream:
         dial = Dial(endpoint, tls, asyncio.get_running_loop().create_future())
@@ -265,7 +267,9 @@ class CountedConnection(HttpConnection):
         super().refuse(reason, detail, status)
 
 
-def web_shard(endpoints: tuple[Endpoint, ...] = (WEB_ENDPOINT,), timeout_s: float = 0.0) -> ServiceShard:
+def web_shard(
+    endpoints: tuple[Endpoint, ...] = (WEB_ENDPOINT,), timeout_s: float = 0.0, http_version: HttpVersion = ""
+) -> ServiceShard:
     """/missing is not routed, /other goes to another endpoint's service, /slow has a timeout."""
     rules = tuple(
         Rule(f"HTTPRoute shop/web rule {number}", (Match("prefix", path),), (backend,), timeout)
@@ -278,7 +282,8 @@ def web_shard(endpoints: tuple[Endpoint, ...] = (WEB_ENDPOINT,), timeout_s: floa
             )
         )
     )
-    return ServiceShard("shop", "web", (VIP,), (ServicePort(80, "http", "http", endpoints, rules),))
+    port = ServicePort(80, "http", "http", endpoints, rules, http_version=http_version)
+    return ServiceShard("shop", "web", (VIP,), (port,))
 
 
 @dataclass
@@ -309,6 +314,7 @@ class World:
         self.services = Services(
             asyncio.get_running_loop(), lambda: self.time, self.tables, self.pool, self.dialer, self.recorder
         )
+        self.services.shared = SharedConnections(self.services)
         self.lines: list[dict[str, Any]] = []
         """Of the access log, which has everything."""
         self.services.access = AccessLogger("node-a", lambda: 0.0, clock=lambda: self.time)
@@ -359,6 +365,7 @@ class World:
         self.time += after_s
         for live in list(self.services.live):
             live.check(self.time)
+        self.services.shared.check(self.time)
 
     @property
     def ends(self) -> list[tuple[Reason, int]]:
@@ -368,6 +375,8 @@ class World:
         """Nothing is under way, nothing was lost."""
         assert self.outstanding == 0
         assert self.pool.open_count == self.pool.idle_count
+        shared = self.services.shared.statistics()
+        assert (shared.open - shared.idle, shared.dialling, shared.waiting) == (0, 0, 0)
         assert len(self.recorder.entries) == self.connection_type.expected
         told = [(line["reason"], line.get("response_code", 0)) for line in self.lines if line["protocol"] != "TCP"]
         assert told == [(reason.name, status) for reason, status in self.ends]
@@ -377,6 +386,8 @@ class World:
         self.assert_idle()
         assert not self.services.live
         assert self.pool.open_count == 0
+        assert not self.services.shared.busy
+        assert self.services.shared.statistics() == (0, 0, 0, 0)
 
 
 async def turns(n: int = 6) -> None:

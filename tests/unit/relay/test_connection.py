@@ -833,7 +833,7 @@ def test_a_meshed_endpoint_is_dialled_with_its_identity() -> None:
         client, _ = world.connect()
         client.peer_sends(GET)
         upstream = await world.accept()
-        assert world.dialer.dials[0].tls == (world.shard.identity, theirs, "netproxy/http/1.1")
+        assert world.dialer.dials[0].tls == (world.shard.identity, theirs, ("netproxy/http/1.1",))
         upstream.peer_sends(OK)
         key = PoolKey(WorkloadKey("shop/client"), EndpointAddr("10.0.0.7", 8080), f"netproxy/http/1.1 {theirs}")
         assert world.pool.take(key) is not None

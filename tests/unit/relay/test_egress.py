@@ -343,7 +343,7 @@ def test_endpoints_inside_of_the_mesh_are_reached_by_mesh_tls() -> None:
         with client:
             await world.outcome(client)
             (dial,) = world.dialer.open
-            assert dial.tls == (world.shard.identity, world.shard.identity, "netproxy/tcp")
+            assert dial.tls == (world.shard.identity, world.shard.identity, ("netproxy/tcp",))
             dial.fail()
             await world.task
 
