@@ -83,13 +83,20 @@ class Recorder:
         return row
 
     def request(
-        self, parties: Parties, security: str, status: int, reason: Reason, numbers: tuple[float, int, int]
+        self,
+        parties: Parties,
+        security: str,
+        status: int,
+        reason: Reason,
+        numbers: tuple[float, int, int],
+        *,
+        protocol: str = "http/1.1",
     ) -> None:
-        """`numbers`: duration in seconds, octets of request body, octets of response body."""
-        key = (REQUESTS, parties, security, status, reason)
+        """`numbers`: duration in seconds, octets of request body, octets of response body. `protocol`: the client's."""
+        key = (REQUESTS, parties, security, status, reason, protocol)
         row = self._rows.get(key)
         if row is None:
-            labels = (*parties, "http/1.1", security, str(status), reason.info.flag, reason.name)
+            labels = (*parties, protocol, security, str(status), reason.info.flag, reason.name)
             row = self._row(REQUESTS, key, labels)
         duration_us = int(numbers[0] * 1e6)
         cells = self.arena.cells

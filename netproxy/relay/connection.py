@@ -46,6 +46,7 @@ class HttpConnection:
         "_want_resume",
         "_writable",
         "facts",
+        "protocol",
         "services",
         "stream",
         "workload",
@@ -56,6 +57,7 @@ class HttpConnection:
         self.stream = stream
         self.facts = facts
         self.services = services
+        self.protocol = "http/1.1"
         self.workload = facts.workload
         self._engine: H1Server = server_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
         self._exchange: Exchange | None = None
@@ -223,7 +225,7 @@ class HttpConnection:
             log_request(self.services, self.facts, None, who=who, head=None, request_id=b"", ended=ended)
         self.linger()
 
-    # -- for the exchange ---------------------------------------------------------------------------
+    # -- for the exchange: `downstream.Downstream` -----------------------------------------------
 
     def attach(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -296,6 +298,10 @@ class HttpConnection:
     def announce_close(self) -> None:
         """The next response head says ``connection: close``."""
         self._engine.goaway()
+
+    def reset(self) -> None:
+        """A clean close could pass for a complete body."""
+        self.stream.abort()
 
     def linger(self) -> None:
         """Close so that the client can read what we said even while it is still sending (RFC 9112 section 9.6)."""

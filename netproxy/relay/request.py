@@ -68,7 +68,7 @@ from .shared import Wanted
 from .upstream import Upstream, UpstreamHttp
 
 if TYPE_CHECKING:
-    from .connection import HttpConnection
+    from .downstream import Downstream
     from .shared import Waiter
     from .upstream_h2 import Http2Request
 
@@ -111,7 +111,7 @@ class Exchange:
         "_waiter",
     )
 
-    def __init__(self, connection: HttpConnection, head: RequestHead) -> None:
+    def __init__(self, connection: Downstream, head: RequestHead) -> None:
         self._connection = connection
         self._services = connection.services
         self._head = head
@@ -437,9 +437,10 @@ class Exchange:
             self._status = self._connection.answer(reason, exc.detail, "", (), exc.status)
             self._finish(reason, must_close=True, detail=exc.detail)
 
-    def downstream_gone(self) -> None:
+    def downstream_gone(self, reason: Reason = Reason.DOWNSTREAM_CLOSED, detail: str = "") -> None:
+        """Nothing more comes from the client, and nothing can be told to it."""
         self._drop_upstream()
-        self._finish(Reason.DOWNSTREAM_CLOSED)
+        self._finish(reason, detail=detail)
 
     def downstream_writable(self, ok: bool) -> None:
         if self._upstream is not None:
@@ -628,11 +629,12 @@ class Exchange:
         facts = self._connection.facts
         duration_s = self._services.now() - self._started
         who = (parties(facts, self._services, self._choice), security(facts, self._choice))
-        self._services.recorder.request(*who, self._status, reason, (duration_s, self._moved_in, self._moved_out))
+        numbers = (duration_s, self._moved_in, self._moved_out)
+        self._services.recorder.request(*who, self._status, reason, numbers, protocol=self._connection.protocol)
         if self._services.access.on:
             self._log(who, reason, duration_s, (detail, decided_by))
         if reset:
-            self._connection.stream.abort()
+            self._connection.reset()
         elif self._tunnel:
             if reason is Reason.OK:
                 self._connection.tunnel_done()

@@ -223,6 +223,7 @@ class Entry:
     status: int
     reason: Reason
     numbers: tuple[float, int, int]
+    protocol: str = "http/1.1"
 
 
 class ListRecorder(Recorder):
@@ -235,10 +236,17 @@ class ListRecorder(Recorder):
         self.open = 0
 
     def request(
-        self, parties: Parties, security: str, status: int, reason: Reason, numbers: tuple[float, int, int]
+        self,
+        parties: Parties,
+        security: str,
+        status: int,
+        reason: Reason,
+        numbers: tuple[float, int, int],
+        *,
+        protocol: str = "http/1.1",
     ) -> None:
-        super().request(parties, security, status, reason, numbers)
-        self.entries.append(Entry(parties, security, status, reason, numbers))
+        super().request(parties, security, status, reason, numbers, protocol=protocol)
+        self.entries.append(Entry(parties, security, status, reason, numbers, protocol))
 
     def connection_closed(self, parties: Parties, security: str, reason: Reason, moved: tuple[int, int]) -> None:
         super().connection_closed(parties, security, reason, moved)

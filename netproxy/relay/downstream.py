@@ -1,0 +1,69 @@
+"""The door from a request to the client that asked: a connection of HTTP/1, or one of many streams of HTTP/2.
+
+Begins with `attach`, in the constructor of the exchange. Then, as the exchange says: any `hold` and `send`, at most one
+`answer` in the place of a response, and at most one of `exchange_done`, `tunnel_done` and `reset` at the end. None of
+them when the other side has said `downstream_gone`, but `exchange_done`, which does nothing then.
+
+The other side tells the exchange what comes in order (`request_data`, `request_trailers`, `request_end`), never while
+it holds more than a bound, and `downstream_writable`, `downstream_gone`, `bad_request`, `check`, `abort`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ..codec.events import Event
+from ..errors import Reason
+from .services import Facts, Services
+
+if TYPE_CHECKING:
+    from .request import Exchange
+
+
+class Downstream(Protocol):
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def services(self) -> Services: ...
+
+    @property
+    def protocol(self) -> str:
+        """As metrics and the access log name it: ``http/1.1``, ``http/2``."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Does the client take more? What is sent regardless is kept, so only what is under way should be."""
+
+    def attach(self, exchange: Exchange) -> None: ...
+
+    def hold(self, why: int, on: bool) -> None:
+        """Bring no more content of the request while there is any reason, of `request`."""
+
+    def touch(self) -> None:
+        """Something moved."""
+
+    def send(self, event: Event) -> None:
+        """Of stream 1, whatever its number is to the client. Raises LocalProtocolError."""
+
+    def answer(self, reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0) -> int:
+        """Our own complete response. Returns its status."""
+
+    def announce_close(self) -> None:
+        """The rest of the request is not wanted: the next head of a response says so, where it can."""
+
+    def begin_tunnel(self) -> None:
+        """The head that grants it was sent. What the client has sent behind its request already is for the tunnel."""
+
+    def end_sending(self) -> None:
+        """The tunnel's way to the client is over."""
+
+    def tunnel_done(self) -> None:
+        """Both ways are over. What is still queued goes out first."""
+
+    def exchange_done(self, *, must_close: bool) -> None:
+        """The response is complete. `must_close`: where one request follows the other, none may follow this one."""
+
+    def reset(self) -> None:
+        """The response can't be completed, and the client must see that."""
