@@ -279,11 +279,14 @@ class Exchange:
 
     def upstream_failed(self, exc: UpstreamError) -> None:
         """There is no shared connection."""
-        self._waiter = None
-        self._dial_failed(exc)
+        if self._waiter is not None:
+            self._waiter = None
+            self._dial_failed(exc)
 
     def upstream_speaks_http1(self) -> None:
         """The endpoint's agent chose it."""
+        if self._waiter is None:
+            return
         self._waiter = None
         self._connection.hold(CONNECTING, False)
         assert self._choice is not None

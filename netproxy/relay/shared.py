@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from ..addr import WorkloadKey
 from ..decide.route import Choice
 from ..errors import Reason, Refused, UpstreamError
-from ..identity.tls import ALPN_HTTP1
+from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1
 from ..stream import Stream
 from ..upstream.pool import PoolKey
 from ..upstream.shared import SharedPool, Statistics
@@ -121,7 +121,7 @@ class SharedConnections:
         services = self.services
         facts, choice = wanted.facts, wanted.choice
         stream = await dial(services, facts, choice, key.endpoint, wanted.alpn, connect_s=wanted.connect_s)
-        if getattr(stream, "alpn", None) == ALPN_HTTP1:
+        if key.tls and getattr(stream, "alpn", None) not in (ALPN_H2, ALPN_H2_HTTP1):
             return stream
         connection = Http2Connection(key, stream, self)
         self._connections.add(connection)
@@ -171,12 +171,22 @@ class SharedConnections:
             UpstreamHttp(wanted.http1, stream, self.services).idle()
         else:
             stream.abort()
-        for waiter in self._pool.failed(key):
-            waiter.sharer.upstream_speaks_http1()
+        self._tell(self._pool.failed(key), None)
 
     def _failed(self, key: PoolKey, exc: UpstreamError) -> None:
-        for waiter in self._pool.failed(key):
-            waiter.sharer.upstream_failed(exc)
+        self._tell(self._pool.failed(key), exc)
+
+    def _tell(self, waiting: list[Waiter], exc: UpstreamError | None) -> None:
+        """That there is no connection; None: one of HTTP/1.1."""
+        for at, waiter in enumerate(waiting):
+            try:
+                if exc is not None:
+                    waiter.sharer.upstream_failed(exc)
+                else:
+                    waiter.sharer.upstream_speaks_http1()
+            except Exception:
+                self.services.loop.call_soon(self._tell, waiting[at + 1 :], exc)  # the others are not to suffer by it
+                raise
 
     def _serve(self, key: PoolKey) -> None:
         """Who waits begins, as far as there are free streams."""
@@ -226,8 +236,7 @@ class SharedConnections:
     def drop(self, workload: WorkloadKey) -> None:
         """The workload is gone: end all of it, now."""
         _, waiting = self._pool.drop(workload)
-        for waiter in waiting:
-            waiter.sharer.upstream_failed(UpstreamError(Reason.CONNECT_FAILED, "the workload is gone"))
+        self._tell(waiting, UpstreamError(Reason.CONNECT_FAILED, "the workload is gone"))
         for task in [task for task, (key, _) in self._dials.items() if key.workload == workload]:
             task.cancel()
         for connection in [found for found in self._connections if found.key.workload == workload]:

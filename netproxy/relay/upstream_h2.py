@@ -65,7 +65,7 @@ def client_limits(mesh: MeshShard) -> h2.H2Limits:
     streams = mesh.http2_max_upstream_streams
     return h2.H2Limits(
         max_header_list_bytes=mesh.max_head_bytes,
-        max_headers=max(8, mesh.max_headers),
+        max_headers=max(8, mesh.max_headers + 1),  # :status
         max_streams=streams,
         stream_window=stream_window,
         connection_window=min(MAX_WINDOW, streams * stream_window),
@@ -114,8 +114,8 @@ class Http2Connection:
         self._shared = shared
         self._engine: h2.H2Client = h2.client_engine(client_limits(shared.services.tables.mesh))
         self._requests: dict[int, Http2Request] = {}
-        self._left: dict[int, float] = {}
-        """Streams nobody asks for any more and that still have octets to send, and since when."""
+        self._left: dict[int, tuple[int, float]] = {}
+        """Tunnels that are over but for octets that the endpoint's windows don't allow: how many, and since when."""
         self._ready: asyncio.Future[None] | None = shared.services.loop.create_future()
         self._in_turn = self._scheduled = self._freed = False
         self._writable = True
@@ -174,20 +174,34 @@ class Http2Connection:
                 self.stream.abort()
         elif not engine.settings_acked and now - self._started_at >= mesh.handshake_timeout_s:
             self._give_up(Reason.UPSTREAM_PROTOCOL, "SETTINGS were not acknowledged in time")
-        elif self._partial_since and now - self._partial_since >= mesh.header_timeout_s:
+        elif self._partial_since and now - self._partial_since >= self._patience_s():
             self._give_up(Reason.UPSTREAM_PROTOCOL, "a frame or head was not complete in time")
         elif self._ping_at:
             if now - self._ping_at >= PING_TIMEOUT_S:
                 self._give_up(Reason.UPSTREAM_CLOSED, "a PING was not answered")
         elif self._requests and now - self._heard_at >= PING_AFTER_S:
             self._ask(now)
-        for stream_id, since in list(self._left.items()):
-            if not engine.queued(stream_id):
+        if self._left:
+            self._look_at_left(now)
+
+    def _look_at_left(self, now: float) -> None:
+        for stream_id, (queued, since) in list(self._left.items()):
+            left = self._engine.queued(stream_id)
+            if not left:
                 del self._left[stream_id]
-            elif now - since >= mesh.idle_timeout_s:
+            elif left != queued:
+                self._left[stream_id] = left, now
+            elif now - since >= self._shared.services.tables.mesh.idle_timeout_s:
                 del self._left[stream_id]
-                engine.reset(stream_id, "the endpoint does not read the rest")
+                self._engine.reset(stream_id, "the endpoint does not read the rest")
                 self.changed()
+        if not self._left and not self._requests:
+            self.idle_since = now
+
+    def _patience_s(self) -> float:
+        """With how long a frame may take to come: one of a body as long as a body may stop."""
+        mesh = self._shared.services.tables.mesh
+        return max(mesh.header_timeout_s, mesh.idle_timeout_s) if self._requests else mesh.header_timeout_s
 
     def _ask(self, now: float) -> None:
         """A PING, if a request said something since the endpoint was heard; agents are asked in any case."""
@@ -237,14 +251,16 @@ class Http2Connection:
 
     def _receive(self, data: bytes, now: float) -> None:
         engine = self._engine
+        before = engine.buffered
         try:
             events = engine.receive(data, now)
         except RemoteProtocolError as exc:
             self._end(Reason.UPSTREAM_PROTOCOL, f"{self.key.endpoint}: {exc.detail}")
             return
-        if not engine.buffered:
+        left = engine.buffered
+        if not left:
             self._partial_since = 0.0
-        elif events or not self._partial_since:
+        elif not self._partial_since or left < before + len(data):
             self._partial_since = now
         self._in_turn = True
         try:
@@ -286,9 +302,9 @@ class Http2Connection:
     def over(self, stream_id: int) -> None:
         """Nobody asks for this stream any more."""
         self._requests.pop(stream_id, None)  # at the end of the connection they all are out already
-        if self._engine.queued(stream_id):
-            self._left[stream_id] = self._shared.services.now()
-        if not self._requests:
+        if queued := self._engine.queued(stream_id):
+            self._left[stream_id] = queued, self._shared.services.now()
+        if not self._requests and not self._left:
             self.idle_since = self._shared.services.now()
         self._freed = True
         self.changed()

@@ -68,6 +68,7 @@ class FakeStream:
         self.sent_eof = False
         self.was_reset = False
         self.most_held = 0
+        self.alpn: str | None = None
 
     def __repr__(self) -> str:
         return f"<FakeStream closing={self.closing} buffered={self.buffered()} sent={bytes(self.sent[:60])!r}>"
@@ -185,7 +186,9 @@ class Dial:
     answer: asyncio.Future[Stream]
 
     def accept(self) -> FakeStream:
+        """The endpoint's agent, if it is one, takes the first ALPN protocol."""
         stream = FakeStream()
+        stream.alpn = self.tls[2][0] if self.tls is not None else None
         stream.pause_reading()
         self.answer.set_result(stream)
         return stream

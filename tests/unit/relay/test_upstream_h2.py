@@ -717,6 +717,51 @@ def test_an_upgrade_becomes_an_extended_connect() -> None:
     play(main)
 
 
+def test_the_rest_of_a_tunnel_that_is_over_still_goes_out() -> None:
+    async def main() -> None:
+        world = h2_world()
+        client = asks(world, UPGRADE)
+        endpoint = await H2Endpoint.accept(world, H2Limits(stream_window=65535))
+        await endpoint.request()
+        await endpoint.say(1, ResponseHead(1, 200, []))
+        client.take_sent()
+        client.peer_sends(bytes(100_000))
+        client.peer_ends()
+        await endpoint.say(1, End(1))
+        moved = 0
+        while events := await endpoint.take(Data):
+            moved += sum(len(event.data) for event in events if isinstance(event, Data))
+        assert moved == 100_000
+        assert world.ends == [(Reason.OK, 101)]
+        world.check(1.0)
+        assert world.services.shared.statistics() == (1, 1, 0, 0)
+        await ends(world)
+
+    play(main)
+
+
+def test_the_rest_of_a_tunnel_that_nobody_reads_is_given_up() -> None:
+    async def main() -> None:
+        world = h2_world()
+        client = asks(world, UPGRADE)
+        endpoint = await H2Endpoint.accept(world, H2Limits(stream_window=65535))
+        await endpoint.request()
+        await endpoint.say(1, ResponseHead(1, 200, []))
+        client.peer_sends(bytes(100_000))
+        client.peer_ends()
+        await endpoint.say(1, End(1))
+        assert world.services.shared.statistics() == (1, 0, 0, 0)
+        world.check(1.0)
+        world.check(3700.0)
+        await endpoint.turn()
+        assert endpoint.engine.open_streams == 0
+        world.check(1.0)
+        assert world.services.shared.statistics() == (1, 1, 0, 0)
+        await ends(world)
+
+    play(main)
+
+
 def test_an_extended_connect_that_is_refused() -> None:
     async def main() -> None:
         world = h2_world()
@@ -811,7 +856,7 @@ def test_an_agent_that_chooses_http1_gets_http1() -> None:
         await turns()
         (dial,) = world.dialer.open
         stream = FakeStream()
-        stream.alpn = "netproxy/http/1.1"  # type: ignore[attr-defined]
+        stream.alpn = "netproxy/http/1.1"
         stream.pause_reading()
         dial.answer.set_result(stream)
         await turns()
