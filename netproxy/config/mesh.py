@@ -320,6 +320,13 @@ class MeshConfigSpec(Model):
     """What HTTP/1.1 requests travel in between agents: connections of HTTP/1.1, one request at a time on each, or
     HTTP/2, where many share one. `auto` is what costs less CPU: `http1`. What is HTTP/2 at both ends (gRPC) always
     travels in HTTP/2. An agent that does not know HTTP/2 is spoken to in HTTP/1.1."""
+    http2_max_streams: Annotated[int, Field(ge=1, le=10_000)] = _MESH.http2_max_streams
+    """Requests at once on one HTTP/2 connection of a client, which is told so when it connects. More are refused."""
+    http2_keepalive_interval: PositiveDuration | None = None
+    """How long an HTTP/2 connection of a client may be silent before it is asked for a sign of life (PING). Left out:
+    it is never asked."""
+    http2_keepalive_timeout: PositiveDuration = _MESH.http2_keepalive_timeout_s
+    """How long the answer may take before the connection is closed."""
     http2_max_upstream_streams: Annotated[int, Field(ge=1, le=10_000)] = _MESH.http2_max_upstream_streams
     """Requests at once on one HTTP/2 connection to an endpoint, if that allows as many. More are put on further
     connections."""

@@ -259,6 +259,11 @@ class MeshShard:
     """Our name in ``via``; "": none is added."""
     mesh_http: Literal["auto", "http1", "http2"] = "auto"
     """What HTTP/1.1 requests travel in between agents. What is HTTP/2 at its ends always travels in HTTP/2."""
+    http2_max_streams: int = 100
+    """Requests at once on one HTTP/2 connection of a client."""
+    http2_keepalive_s: float = 0.0
+    """A client of HTTP/2 that is silent for so long is asked for a sign of life; 0.0: none is."""
+    http2_keepalive_timeout_s: float = 20.0
     http2_max_upstream_streams: int = 100
     """On one HTTP/2 connection to an endpoint. RFC 9113 recommends that servers allow no fewer."""
     access_log: AccessLog = AccessLog()

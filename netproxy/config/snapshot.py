@@ -255,6 +255,9 @@ class _Build:
             forwarded=spec.forwarded,
             request_id=spec.request_id,
             mesh_http=spec.mesh_http,
+            http2_max_streams=spec.http2_max_streams,
+            http2_keepalive_s=spec.http2_keepalive_interval or 0.0,
+            http2_keepalive_timeout_s=spec.http2_keepalive_timeout,
             http2_max_upstream_streams=spec.http2_max_upstream_streams,
             via=spec.via,
             access_log=AccessLog(

@@ -36,7 +36,8 @@ ALPN_H2 = "netproxy/h2"
 ALPN_H2_HTTP1 = "netproxy/h2/http/1.1"
 """Requests in HTTP/2, for an application that is to get them in HTTP/1.1."""
 ALPN_TCP = "netproxy/tcp"
-MESH_ALPN = (ALPN_HTTP1, ALPN_TCP)
+MESH_ALPN = (ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1, ALPN_TCP)
+"""What a server takes, the first of them that is offered."""
 
 _RECORD = 16 * 1024
 """Plaintext of one record at most (RFC 8446 section 5.1): a read never leaves a rest. Written in the same steps."""

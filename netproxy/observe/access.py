@@ -57,6 +57,8 @@ class Request:
     request_id: bytes = b""
     user_agent: bytes = b""
     forwarded_for: bytes = b""
+    version: bytes = b"1.1"
+    """As the client spoke it; of those below 2 no difference is made."""
     outcome: Outcome = Outcome()
 
 
@@ -233,7 +235,11 @@ def _line(entry: Entry, began: float, fixed: Fixed, limit: int) -> bytes:
         if entry.reason is Reason.OK:
             details = ""
     else:
-        out.append('"protocol":"HTTP/1.1"')
+        if request.version == b"2":
+            out.append('"protocol":"HTTP/2"')
+            details = details.replace("http1.", "http2.")
+        else:
+            out.append('"protocol":"HTTP/1.1"')
         for name, value, most in (
             ("method", request.method, MAX_VALUE),
             ("path", request.target, MAX_TARGET),

@@ -53,6 +53,17 @@ Responses (1xx answers and trailers excepted):
 * ``connection: close`` is added when we shall close: the client is HTTP/1.0 or said so, its request is not over yet, we
   are about to stop.
 
+To and from HTTP/2 (RFC 9113 section 8; a request that breaks its rules is refused):
+
+* ``:authority`` is ``host``, as the first field, and ``:path`` the target. Fields ``cookie`` become one, joined by
+  ``; ``, in the place of the first. ``:scheme`` is not told to HTTP/1.1; an HTTP/1.1 request has ``http``.
+* What HTTP/2 says otherwise goes: ``connection``, ``transfer-encoding``, ``upgrade``; in 1xx answers and trailers
+  all fields that are for one hop. No ``content-length`` in 204 and 1xx. Names are in lower case, reason phrases go.
+* A request of unknown length is chunked for HTTP/1.1; with a method that seldom has content, if some follows.
+* An extended CONNECT (RFC 8441) is an Upgrade in HTTP/1.1: GET with ``connection``, ``upgrade`` and for a WebSocket
+  a ``sec-websocket-key`` of ours. 101 is its 200, without ``sec-websocket-accept``; any other 2xx is answered 502.
+* ``via`` says ``2``.
+
 1xx answers and trailers pass without ``x-forwarded-client-cert`` and ``x-netproxy-reason``: no agent sends them there.
 Trailers that have no chunked body to follow are dropped. `request` says which 1xx answers pass.
 """
@@ -79,6 +90,9 @@ _RESPONSE_DROPS = _HOP_BY_HOP | {REASON_HEADER}
 # Fields that Connection must not remove, since what follows depends on them (RFC 9110 section 7.6.1).
 _NEVER_NAMED = frozenset((b"host", b"content-length", b"transfer-encoding", b"trailer"))
 _NOT_IN_HTTP2 = frozenset((b"connection", b"transfer-encoding", b"upgrade"))
+# A 204 has no content of any length (RFC 9110 section 8.6).
+_NOT_IN_HTTP2_204 = _NOT_IN_HTTP2 | {b"content-length"}
+_NOT_BESIDE_HEADS = _HOP_BY_HOP | _NOT_IN_HTTP2_204
 _is_path = re.compile(rb"/[\x21\x22\x24-\x7e]*").fullmatch
 _NOT_OURS_TO_PASS = frozenset((b"h2c", b"h2", b"tls", b"http"))
 
@@ -154,6 +168,17 @@ def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPO
 def request_for_http2(head: RequestHead) -> RequestHead:
     """What `request_for_upstream` made, without what HTTP/2 says otherwise (RFC 9113 section 8.2.2)."""
     return head._replace(headers=[field for field in head.headers if field[0] not in _NOT_IN_HTTP2])
+
+
+def response_for_http2(head: ResponseHead) -> ResponseHead:
+    """What `response_for_downstream` made, without what HTTP/2 says otherwise."""
+    drops = _NOT_IN_HTTP2_204 if head.status == 204 else _NOT_IN_HTTP2
+    return head._replace(headers=[field for field in head.headers if field[0] not in drops])
+
+
+def fields_for_http2(headers: Headers) -> Headers:
+    """Of a 1xx answer or trailers, whose fields pass as they are but for what HTTP/2 does not allow."""
+    return [field for field in headers if field[0] not in _NOT_BESIDE_HEADS]
 
 
 def chunked(head: RequestHead) -> RequestHead:

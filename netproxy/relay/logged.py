@@ -33,13 +33,16 @@ def log_request(
     head: RequestHead | None,
     request_id: bytes,
     ended: Ended,
+    version: bytes = b"1.1",
 ) -> None:
-    """`head`: as it came, None when it never was complete. `request_id`: as it went on."""
+    """`head`: as it came, None when it never was complete: then `version` is the connection's. `request_id`: as it
+    went on."""
     if not services.access.wants(ended.reason, ended.outcome.status, ended.duration_s, request_id):
         return
     if head is not None:
         target, authority = origin_form(head.target)
         request = Request(head.method, target, authority, request_id)
+        version = head.http_version
         for name, value in head.headers:
             if name == b"host":
                 request.authority = request.authority or value
@@ -50,6 +53,7 @@ def log_request(
                 request.forwarded_for += b"," + value if request.forwarded_for else value
     else:
         request = Request(b"", b"")
+    request.version = version
     request.outcome = ended.outcome
     entry = _entry(facts, choice, who, ended.reason, ended.detail)
     entry.duration_s, entry.moved, entry.decided_by = ended.duration_s, ended.moved, ended.decided_by

@@ -28,9 +28,12 @@ Inbound, by the first octets: mesh TLS is terminated and its ALPN says what is i
 STRICT refused (HTTP gets an answer that says why), else HTTP or relayed. Silence is waited for longer under
 STRICT, since there the server never speaks first.
 
-What began as HTTP may and then stopped is HTTP where the port is not ``tcp``. What is relayed inbound on an ``auto``
-port (the client was silent, or its agent found no HTTP) is guarded: a request that comes later ends it, since its
-``x-forwarded-client-cert`` would reach the application as the client wrote it.
+HTTP is HTTP/1.1, or HTTP/2 by its preface ("prior knowledge"); of mesh TLS the ALPN protocol says which, and whether
+what comes in HTTP/2 was so before the agents. HTTP/2 in TLS of the applications is relayed, as all TLS of theirs.
+
+What began as HTTP may and then stopped is HTTP/1.1 where the port is not ``tcp``. What is relayed inbound on an
+``auto`` port (the client was silent, or its agent found no HTTP) is guarded: a request that comes later ends it, since
+its ``x-forwarded-client-cert`` would reach the application as the client wrote it.
 """
 
 from __future__ import annotations
@@ -48,10 +51,11 @@ from ..decide.egress import UNKNOWN, host_name
 from ..decide.route import Choice
 from ..errors import IdentityError, Reason, Refused, UpstreamError
 from ..identity.spiffe import SpiffeVerifier
-from ..identity.tls import ALPN_HTTP1, ContextCache, TlsStream
+from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1, ContextCache, TlsStream
 from ..stream import Stream
 from ..tcp import accepted as tcp_accepted
 from .connection import HttpConnection
+from .downstream_h2 import Http2Downstream
 from .egress import count, dial_out
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
 from .logged import log_connection
@@ -60,7 +64,8 @@ from .tcp import TcpRelay
 
 ALPN_TCP = "netproxy/tcp"
 _TLS = (Protocol.TLS, Protocol.MESH_TLS)
-_HTTP = (Protocol.HTTP1, Protocol.STALLED_HTTP)
+_HTTP = (Protocol.HTTP1, Protocol.HTTP2, Protocol.STALLED_HTTP)
+_ALPN_HTTP2 = (ALPN_H2, ALPN_H2_HTTP1)
 _GAVE_UP = (None, Protocol.STALLED_HTTP, Protocol.STALLED)
 
 
@@ -135,7 +140,7 @@ class Server:
             return
         stream = await self._accepted(sock)
         if declared == "http" or (declared == "auto" and verdict in _HTTP):
-            HttpConnection(stream, facts, self._services)
+            self._http(stream, facts, is_http2=verdict is Protocol.HTTP2)
         else:
             await self._relay(stream, facts)
 
@@ -146,7 +151,7 @@ class Server:
         at_vip = egress.at_vip(*dst)
         facts.egress = at_vip or UNKNOWN
         permission = egress.opaque(dst)
-        protocol, claimed = "tcp", ""
+        protocol, claimed, is_http2 = "tcp", "", False
         if permission is None and (at_vip is not None or tables.mesh.outbound_policy == "deny" or egress.asks(dst)):
             verdict = await detect(sock, tables.mesh.detect_timeout_s)
             if verdict in _GAVE_UP:
@@ -155,12 +160,12 @@ class Server:
                 protocol, claimed = "tls", server_name(sock)
                 permission = egress.tls(dst, host_name(claimed))
             elif verdict in _HTTP or (verdict is None and egress.expects_http(dst)):
-                protocol = "http"
+                protocol, is_http2 = "http", verdict is Protocol.HTTP2
         # The configuration may be another one by now.
         denied = at_vip is not None or tables.mesh.outbound_policy == "deny"
         if protocol == "http" and (denied or egress.expects_http(dst) or egress.knows(dst.port, "http")):
             # Each request is decided by its Host, and a refusal can be told.
-            HttpConnection(await self._accepted(sock), facts, services)
+            self._http(await self._accepted(sock), facts, is_http2=is_http2)
             return
         if permission is None:
             count(services, "denied" if denied else "allowed", protocol)
@@ -182,7 +187,7 @@ class Server:
         verdict = await detect(sock, mesh.header_timeout_s if strict else mesh.detect_timeout_s)
         if declared == "auto":
             self._count_timeout(facts, verdict)
-        if strict and verdict not in (Protocol.MESH_TLS, Protocol.HTTP1):
+        if strict and verdict not in (Protocol.MESH_TLS, Protocol.HTTP1, Protocol.HTTP2):
             self._refuse(sock, facts, Reason.MTLS_REQUIRED)
             return
         if declared == "http" and verdict not in (None, Protocol.MESH_TLS, *_HTTP):
@@ -194,15 +199,18 @@ class Server:
             if secured is None:
                 return
             stream = secured
-            http = secured.alpn == ALPN_HTTP1
+            is_http2 = secured.alpn in _ALPN_HTTP2
+            facts.as_http1 = secured.alpn == ALPN_H2_HTTP1
+            http = is_http2 or secured.alpn == ALPN_HTTP1
             if declared == "http" and not http:
                 self._refuse_stream(stream, facts, Reason.PROTOCOL_MISMATCH)
                 return
         else:
+            is_http2 = verdict is Protocol.HTTP2
             http = declared != "tcp" and (verdict in _HTTP or declared == "http")
         if http:
             # Without mesh TLS under STRICT each request is refused with the reason.
-            HttpConnection(stream, facts, self._services)
+            self._http(stream, facts, is_http2=is_http2)
         elif strict and not facts.peer:
             self._refuse_stream(stream, facts, Reason.MTLS_REQUIRED)
         else:
@@ -229,6 +237,12 @@ class Server:
         return secured
 
     # -- both ---------------------------------------------------------------------------------------
+
+    def _http(self, stream: Stream, facts: Facts, *, is_http2: bool) -> None:
+        if is_http2:
+            Http2Downstream(stream, facts, self._services)
+        else:
+            HttpConnection(stream, facts, self._services)
 
     async def _relay(self, stream: Stream, facts: Facts, *, guarded: bool = False) -> None:
         services = self._services

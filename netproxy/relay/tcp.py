@@ -4,7 +4,7 @@ A direction ends with its reader's end of stream, which is passed on as such. Wh
 streams are closed; when one breaks, the other is reset, so that nobody takes a torn connection for a
 complete one.
 
-A guarded relay looks at the client's first octets until they are decided: an HTTP/1 request ends it with
+A guarded relay looks at the client's first octets until they are decided: an HTTP request ends it with
 PROTOCOL_MISMATCH before a single field has passed. Nothing is held back meanwhile, so no protocol waits for it.
 """
 
@@ -54,7 +54,7 @@ class _Side:
         verdict = sniff(self.guarded)
         if verdict is not None:
             self.guarded = None
-        return verdict is not Protocol.HTTP1
+        return verdict not in (Protocol.HTTP1, Protocol.HTTP2)
 
     def eof_received(self) -> None:
         self.ended = True
@@ -76,7 +76,7 @@ class _Side:
 class TcpRelay:
     """Takes over both streams. The endpoint of `choice` counts one outstanding until the end.
 
-    `guarded`: no HTTP/1 may come.
+    `guarded`: no HTTP may come.
     """
 
     def __init__(

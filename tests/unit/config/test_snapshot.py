@@ -325,6 +325,9 @@ spec:
   forwarded: set
   requestId: false
   via: mesh-1
+  http2MaxStreams: 13
+  http2KeepaliveInterval: 14s
+  http2KeepaliveTimeout: 15s
   meshHttp: http2
   http2MaxUpstreamStreams: 13
   accessLog: {percent: 12.5, minStatus: 500, minDuration: 250ms, flags: [UT, NR, UT]}
@@ -357,6 +360,9 @@ def test_mesh_config() -> None:
         forwarded="set",
         request_id=False,
         via="mesh-1",
+        http2_max_streams=13,
+        http2_keepalive_s=14.0,
+        http2_keepalive_timeout_s=15.0,
         mesh_http="http2",
         http2_max_upstream_streams=13,
         access_log=AccessLog(12.5, 500, 0.25, ("NR", "UT")),
@@ -369,7 +375,7 @@ def test_mesh_config() -> None:
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:36: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:39: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
 

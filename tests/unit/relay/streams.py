@@ -33,6 +33,8 @@ from netproxy.errors import LocalProtocolError, Reason, UpstreamError
 from netproxy.observe.access import AccessLogger
 from netproxy.observe.record import Parties, Recorder
 from netproxy.relay.connection import HttpConnection
+from netproxy.relay.downstream_h2 import Http2Downstream
+from netproxy.relay.downstream_h2_stream import Http2Stream
 from netproxy.relay.request import Exchange
 from netproxy.relay.services import Facts, Services
 from netproxy.relay.shared import SharedConnections
@@ -278,6 +280,20 @@ class CountedConnection(HttpConnection):
         super().refuse(reason, detail, status)
 
 
+class CountedHttp2(Http2Downstream):
+    """The same: `expected` is the world's."""
+
+    world: World
+
+    def began(self, stream: Http2Stream) -> None:
+        self.world.connection_type.expected += 1
+        super().began(stream)
+
+    def unread(self) -> None:
+        self.world.connection_type.expected += 1
+        super().unread()
+
+
 def web_shard(
     endpoints: tuple[Endpoint, ...] = (WEB_ENDPOINT,), timeout_s: float = 0.0, http_version: HttpVersion = ""
 ) -> ServiceShard:
@@ -362,6 +378,12 @@ class World:
     def connect(self, facts: Facts | None = None) -> tuple[FakeStream, CountedConnection]:
         stream = FakeStream()
         connection: CountedConnection = self.connection_type(stream, facts or self.facts(), self.services)
+        return stream, connection
+
+    def connect_http2(self, facts: Facts | None = None) -> tuple[FakeStream, CountedHttp2]:
+        stream = FakeStream()
+        kind = type("CountedHttp2", (CountedHttp2,), {"world": self, "__slots__": ()})
+        connection: CountedHttp2 = kind(stream, facts or self.facts(), self.services)
         return stream, connection
 
     async def accept(self) -> FakeStream:
