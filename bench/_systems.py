@@ -104,6 +104,7 @@ class Place:
             "client_ip": self.client.ip,
             "client_netns": self.client.path,
             "server_netns": self.server.path,
+            "mesh_http": "http1" if self.name == "netproxy-http1" else "auto",
             "payload": "x" * PAYLOAD,
             "answer_headers": " ".join(f"add_header x-answer-{n:02} value-{n:02};" for n in range(HEADERS)),
         }
@@ -391,7 +392,7 @@ def make_system(name: str, place: Place) -> System:
     """Raises Absent when this checkout or machine has no such thing."""
     if name == "origin":
         return Origin(place)
-    if name == "netproxy":
+    if name in ("netproxy", "netproxy-http1"):
         # By name: an agent without its native engine must not stand here as if it had it.
         return Netproxy(place, name, "native" if has_engines() else "")
     if name == "netproxy-reference":
@@ -401,7 +402,7 @@ def make_system(name: str, place: Place) -> System:
     return Peer(place, name)
 
 
-NAMES = ("origin", "netproxy", "netproxy-reference", *PROGRAMS)
+NAMES = ("origin", "netproxy", "netproxy-http1", "netproxy-reference", *PROGRAMS)
 
 
 def version(name: str) -> str:

@@ -184,3 +184,24 @@ def edited_response(message: Message, request: Message, leg: Leg, *, closes: boo
         edit.fields = [item for item in edit.fields if item[0] != b"connection"]
         edit.fields.append((b"connection", b", ".join([*before, b"close"])))
     return replace(message, fields=edit.done(), version=b"1.1", trailers=trailers)
+
+
+def through_http2(message: Message) -> Message:
+    """A message as it comes out of HTTP/2 between two agents: ``host`` first, ``cookie`` in one, for no hop."""
+    fields = [field for field in message.fields if field[0].lower() == b"host"]
+    cookies = [value for name, value in message.fields if name.lower() == b"cookie"]
+    for name, value in message.fields:
+        if name.lower() == b"cookie":
+            if cookies:
+                fields.append((name, b"; ".join(cookies)))
+            cookies = []
+        elif name.lower() not in (b"host", b"transfer-encoding", b"connection", b"upgrade"):
+            fields.append((name, value))
+    return replace(message, fields=fields, version=b"2")
+
+
+def out_of_http2(request: Message, was: Message) -> Message:
+    """Chunked again, if it `was` and anything was in it."""
+    if was.get(b"transfer-encoding") and (was.body or was.trailers):
+        return replace(request, fields=[*request.fields, (b"transfer-encoding", b"chunked")], trailers=was.trailers)
+    return request

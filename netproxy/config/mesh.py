@@ -318,8 +318,9 @@ class MeshConfigSpec(Model):
     """The name under which the proxy adds itself to `via` (RFC 9110, section 7.6.3). Empty: it does not."""
     mesh_http: Literal["auto", "http1", "http2"] = _MESH.mesh_http
     """What HTTP/1.1 requests travel in between agents: connections of HTTP/1.1, one request at a time on each, or
-    HTTP/2, where many share one. `auto` is what costs less CPU: `http1`. What is HTTP/2 at both ends (gRPC) always
-    travels in HTTP/2. An agent that does not know HTTP/2 is spoken to in HTTP/1.1."""
+    HTTP/2, where many share one. `auto` is what costs less CPU: `http2`. What is HTTP/2 at both ends (gRPC) always
+    travels in HTTP/2; HTTP/1.1 with `headerCase: preserve`, an Upgrade, and what goes to an agent that does not know
+    HTTP/2, in HTTP/1.1."""
     http2_max_streams: Annotated[int, Field(ge=1, le=10_000)] = _MESH.http2_max_streams
     """Requests at once on one HTTP/2 connection of a client, which is told so when it connects. More are refused."""
     http2_keepalive_interval: PositiveDuration | None = None

@@ -99,6 +99,8 @@ class Tables:
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self.mesh = MeshShard()
+        self.http1_in_http2 = True
+        """Between agents."""
         self.workloads: dict[WorkloadKey, WorkloadShard] = {}
         self.svids: dict[SpiffeId, SvidShard] = {}
         self.services: dict[ServiceKey, ServiceShard] = {}
@@ -134,6 +136,8 @@ class Tables:
                 self.svids[shard.identity] = shard
             case MeshShard():
                 self.mesh = shard
+                # How names of fields were written is nothing that HTTP/2 could say.
+                self.http1_in_http2 = shard.mesh_http != "http1" and shard.header_case == "lower"
                 self.egress_version += 1
 
     def drop(self, key: str) -> None:

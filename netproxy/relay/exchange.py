@@ -59,7 +59,12 @@ To and from HTTP/2 (RFC 9113 section 8; a request that breaks its rules is refus
   ``; ``, in the place of the first. ``:scheme`` is not told to HTTP/1.1; an HTTP/1.1 request has ``http``.
 * What HTTP/2 says otherwise goes: ``connection``, ``transfer-encoding``, ``upgrade``; in 1xx answers and trailers
   all fields that are for one hop. No ``content-length`` in 204 and 1xx. Names are in lower case, reason phrases go.
-* A request of unknown length is chunked for HTTP/1.1; with a method that seldom has content, if some follows.
+* A request of unknown length is chunked for HTTP/1.1, unless it ends with its head; with a method that seldom has
+  content, if some follows.
+* Between agents an HTTP/1.1 request may travel in HTTP/2 (`meshHttp`). The ALPN protocol of their connection says so,
+  no field, and the application gets HTTP/1.1. What is left of the way: ``host`` first, one ``cookie``,
+  ``transfer-encoding`` behind all other fields and not for chunks without content, no ``upgrade`` in 426, ``via`` of
+  the second agent (in responses: of the first).
 * An extended CONNECT (RFC 8441) is an Upgrade in HTTP/1.1: GET with ``connection``, ``upgrade`` and for a WebSocket
   a ``sec-websocket-key`` of ours. 101 is its 200, without ``sec-websocket-accept``; any other 2xx is answered 502.
 * ``via`` says ``2``.

@@ -222,7 +222,7 @@ class Exchange:
         if is_http2:
             # An Upgrade that HTTP/2 has no words for, say with content.
             alpn = ALPN_H2 if asks_for_tunnel(head) is not None else ""
-        elif tls is not None and self._services.tables.mesh.mesh_http == "http2" and fits_http2(head):
+        elif tls is not None and self._services.tables.http1_in_http2 and fits_http2(head):
             alpn = ALPN_H2_HTTP1
         else:
             alpn = ""

@@ -151,9 +151,15 @@ class UpstreamHttp:
             self._send(head)
         elif any(name in (b"content-length", b"transfer-encoding") for name, _ in head.headers):
             self._send(head)
-        elif head.method in _MOSTLY_WITHOUT_CONTENT and not any(name == b"expect" for name, _ in head.headers):
-            self._head = head
         else:
+            self._head = head
+            if head.method not in _MOSTLY_WITHOUT_CONTENT or any(name == b"expect" for name, _ in head.headers):
+                # Its end comes in the same turn, if it has no content; else the endpoint may have to speak first.
+                self._services.loop.call_soon(self._content_follows, head)
+
+    def _content_follows(self, head: RequestHead) -> None:
+        if self._head is head and self._exchange is not None:
+            self._head = None
             self._send(chunked(head))
 
     def _send(self, event: Event) -> None:

@@ -74,7 +74,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
 
 
-servers = pytest.mark.parametrize("server", ["nghttpd", "nginx"])
+servers = pytest.mark.parametrize("server", list(SERVERS))
 
 
 @servers
@@ -90,7 +90,7 @@ def test_a_large_answer(lab: Lab, server: str) -> None:
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(bytes(range(256)) * 20_000).digest()
 
 
-@pytest.mark.parametrize("server", ["nghttpd"])
+@pytest.mark.parametrize("server", ["nghttpd", "far"])
 @pytest.mark.parametrize("how", ["length", "chunked"])
 def test_a_large_request(lab: Lab, server: str, how: str) -> None:
     sent, target = lab.folder / "www" / "large", lab.folder / f"{server}-{how}.got"

@@ -827,7 +827,7 @@ def test_the_tables_of_the_moment_decide() -> None:
 
 def test_a_meshed_endpoint_is_dialled_with_its_identity() -> None:
     async def main() -> None:
-        world = World()
+        world = World(MeshShard(mesh_http="http1"))
         theirs = SpiffeId("spiffe://cluster.local/ns/shop/sa/web")
         world.tables.put(web_shard(endpoints=(Endpoint("10.0.0.7", 8080, identity=theirs, meshed=True),)))
         client, _ = world.connect()

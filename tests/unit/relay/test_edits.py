@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from netproxy.addr import OriginalDst, SpiffeId
 from netproxy.config.shard import Endpoint, MeshShard, ServicePort, ServiceShard
+from netproxy.identity.tls import ALPN_H2_HTTP1
+from netproxy.relay.connection import HttpConnection
+from netproxy.relay.downstream_h2 import Http2Downstream
 from tests.edits import (
     Fields,
     Leg,
@@ -17,8 +20,10 @@ from tests.edits import (
     content,
     edited_request,
     edited_response,
+    out_of_http2,
     request_octets,
     response_octets,
+    through_http2,
 )
 
 from .streams import VIP, FakeStream, World, play, turns
@@ -49,28 +54,46 @@ class Path:
         meshed = Endpoint("10.0.0.1", 8080, identity=identity, meshed=True)
         self.out.tables.put(ServiceShard("shop", "web", (VIP,), (ServicePort(80, "http", "http", (meshed,)),)))
         self.client, _ = self.out.connect(self.out.facts())
-        facts = self.into.facts(inbound=True)
-        facts.dst, facts.peer, facts.peer_sha256 = OriginalDst("10.0.0.1", 8080), PEER, "ab" * 32
-        self.between, _ = self.into.connect(facts)
+        self.between = FakeStream()
         self.middle: FakeStream | None = None
         self.app: FakeStream | None = None
+        self.version = b"1.1"
+        """Of HTTP between the agents."""
 
     async def ask(self, octets: bytes) -> bytes:
         self.client.peer_sends(octets)
         await turns(2)
         self.middle = await self.out.accept()
-        self.between.peer_sends(self.middle.take_sent())
+        facts = self.into.facts(inbound=True)
+        facts.dst, facts.peer, facts.peer_sha256 = OriginalDst("10.0.0.1", 8080), PEER, "ab" * 32
+        if self.middle.alpn == ALPN_H2_HTTP1:
+            facts.as_http1 = True
+            self.version = b"2"
+            Http2Downstream(self.between, facts, self.into.services)
+        else:
+            HttpConnection(self.between, facts, self.into.services)
+        await self.pump()
         self.app = await self.into.accept()
         return self.app.take_sent()
+
+    async def pump(self) -> None:
+        """What the agents say to each other arrives."""
+        assert self.middle is not None
+        while True:
+            await turns()
+            there, back = self.middle.take_sent(), self.between.take_sent()
+            if not there and not back:
+                return
+            for stream, octets in ((self.between, there), (self.middle, back)):
+                if octets:
+                    stream.peer_sends(octets)
 
     async def answer(self, octets: bytes, *, ends: bool) -> bytes:
         assert self.app is not None and self.middle is not None
         self.app.peer_sends(octets)
         if ends:
             self.app.peer_ends()
-        await turns()
-        self.middle.peer_sends(self.between.take_sent())
-        await turns()
+        await self.pump()
         return self.client.take_sent()
 
 
@@ -181,6 +204,7 @@ meshes = st.builds(
     forwarded=st.sampled_from(["append", "set", "preserve"]),
     request_id=st.booleans(),
     via=st.sampled_from(["", "mesh"]),
+    mesh_http=st.sampled_from(["http1", "http2"]),
 )
 
 
@@ -192,7 +216,13 @@ def test_what_arrives_is_what_was_sent_and_the_documented_edits(
         path = Path(mesh)
         out, into = legs_of(mesh)
         between = edited_request(request, out)
-        assert await path.ask(raw_request(request)) == request_octets(edited_request(between, into))
+        arrived = await path.ask(raw_request(request))
+        if path.version == b"2":
+            was, between = between, through_http2(between)
+            restored = out_of_http2(edited_request(between, into), was)
+        else:
+            restored = edited_request(between, into)
+        assert arrived == request_octets(restored)
         to_head = request.method == b"HEAD"
         framing = response.get(b"content-length") or response.get(b"transfer-encoding")
         ends = not framing and not to_head and response.status not in (204, 304)
@@ -201,6 +231,8 @@ def test_what_arrives_is_what_was_sent_and_the_documented_edits(
             octets = octets.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         got = await path.answer(octets, ends=ends)
         passed = edited_response(response, between, into)
+        if path.version == b"2":
+            passed = through_http2(passed)
         assert got == response_octets(edited_response(passed, request, out), to_head=to_head)
 
     play(main)

@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 def test_a_request_of_the_client() -> None:
     async def main() -> None:
-        world = World()
+        world = World(MeshShard(mesh_http="http1"))
         meshed = Endpoint("10.0.0.1", 8080, True, WorkloadKey("shop/web-1"), SpiffeId("spiffe://x/web"), meshed=True)
         world.tables.put(web_shard((meshed,)))
         client, _ = world.connect()

@@ -830,21 +830,26 @@ def mesh_world(http_version: str = "", **mesh: object) -> World:
 def test_what_is_offered_to_agents() -> None:
     async def main() -> None:
         for version, mesh_http, offered in (
-            ("", "auto", ("netproxy/http/1.1",)),
+            ("", "auto", ("netproxy/h2/http/1.1", "netproxy/http/1.1")),
             ("1.1", "http1", ("netproxy/http/1.1",)),
             ("1.1", "http2", ("netproxy/h2/http/1.1", "netproxy/http/1.1")),
             ("", "http2", ("netproxy/h2/http/1.1", "netproxy/http/1.1")),
             ("2", "http1", ("netproxy/h2", "netproxy/http/1.1")),
         ):
             world = mesh_world(version, mesh_http=mesh_http)
-            client = asks(world)
-            await turns()
-            (dial,) = world.dialer.open
-            assert dial.tls == (world.shard.identity, MESHED.identity, offered)
-            dial.fail()
-            await turns()
-            assert problem_of(client)["reason"] == "CONNECT_FAILED"
-            await ends(world)
+            await offers(world, offered)
+        # Their names would be in lower case.
+        await offers(mesh_world("", header_case="preserve"), ("netproxy/http/1.1",))
+
+    async def offers(world: World, offered: tuple[str, ...]) -> None:
+        client = asks(world)
+        await turns()
+        (dial,) = world.dialer.open
+        assert dial.tls == (world.shard.identity, MESHED.identity, offered)
+        dial.fail()
+        await turns()
+        assert problem_of(client)["reason"] == "CONNECT_FAILED"
+        await ends(world)
 
     play(main)
 
