@@ -205,3 +205,31 @@ def out_of_http2(request: Message, was: Message) -> Message:
     if was.get(b"transfer-encoding") and (was.body or was.trailers):
         return replace(request, fields=[*request.fields, (b"transfer-encoding", b"chunked")], trailers=was.trailers)
     return request
+
+
+# --- HTTP/2: names are in lower case, and no message has fields of a connection
+
+
+def edited_request_of_http2(message: Message, leg: Leg, authority: bytes) -> Message:
+    """As it goes on in HTTP/1.1, when all of it is there."""
+    crumbs = b"; ".join(filter(None, message.get(b"cookie")))
+    fields = [(b"host", authority)]
+    for name, value in message.fields:
+        if name != b"cookie":
+            fields.append((name, value))
+        elif crumbs is not None:
+            fields.append((name, crumbs))
+            crumbs = None
+    edited = edited_request(replace(message, fields=fields, version=b"2"), replace(leg, header_case="lower"))
+    if (message.body or message.trailers) and not message.get(b"content-length"):
+        return replace(edited, fields=[*edited.fields, (b"transfer-encoding", b"chunked")])
+    return edited
+
+
+def edited_response_to_http2(message: Message, request: Message, leg: Leg) -> Message:
+    """Of an endpoint that speaks HTTP/1.1."""
+    edited = edited_response(message, request, replace(leg, header_case="lower"))
+    drops = {b"connection", b"transfer-encoding", b"upgrade"} | (
+        {b"content-length"} if message.status == 204 else set()
+    )
+    return replace(edited, fields=[(name, value) for name, value in edited.fields if name not in drops])

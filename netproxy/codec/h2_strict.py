@@ -393,7 +393,9 @@ def _regular(fields: Headers) -> tuple[Headers, int, list[bytes]]:
             length = int(value)
         elif name == b"cookie":
             if cookie >= 0:
-                headers[cookie] = (name, headers[cookie][1] + b"; " + value)
+                before = headers[cookie][1]
+                if value:  # else a blank would stand at the end, where HTTP/1.1 has none
+                    headers[cookie] = (name, before + b"; " + value if before else value)
                 continue
             cookie = len(headers)
         headers.append((name, value))

@@ -56,11 +56,11 @@ Responses (1xx answers and trailers excepted):
 To and from HTTP/2 (RFC 9113 section 8; a request that breaks its rules is refused):
 
 * ``:authority`` is ``host``, as the first field, and ``:path`` the target. Fields ``cookie`` become one, joined by
-  ``; ``, in the place of the first. ``:scheme`` is not told to HTTP/1.1; an HTTP/1.1 request has ``http``.
+  ``; ``, in the place of the first; empty ones go. ``:scheme`` is not told to HTTP/1.1, from which it is ``http``.
 * What HTTP/2 says otherwise goes: ``connection``, ``transfer-encoding``, ``upgrade``; in 1xx answers and trailers
   all fields that are for one hop. No ``content-length`` in 204 and 1xx. Names are in lower case, reason phrases go.
 * A request of unknown length is chunked for HTTP/1.1, unless it ends with its head; with a method that seldom has
-  content, if some follows.
+  content, if some follows or 100 is expected.
 * Between agents an HTTP/1.1 request may travel in HTTP/2 (`meshHttp`). The ALPN protocol of their connection says so,
   no field, and the application gets HTTP/1.1. What is left of the way: ``host`` first, one ``cookie``,
   ``transfer-encoding`` behind all other fields and not for chunks without content, no ``upgrade`` in 426, ``via`` of

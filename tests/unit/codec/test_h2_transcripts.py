@@ -108,6 +108,9 @@ TO_SERVERS: dict[str, tuple[bytes, list[Event]]] = {
     "cookies": (
         headers(1, [*REQUEST, (b"cookie", b"a=1"), (b"x", b"y"), (b"cookie", b"b=2"), (b"cookie", b"c=3")], end=True),
                 [head(fields=[(b"cookie", b"a=1; b=2; c=3"), (b"x", b"y")]), End(1)]),
+    "empty cookies": (
+        headers(1, [*REQUEST, *((b"cookie", crumb) for crumb in (b"", b"a=1", b"", b"b=2", b""))], end=True),
+        [head(fields=[(b"cookie", b"a=1; b=2")]), End(1)]),
     "host as authority": (headers(1, [*REQUEST[:2], REQUEST[3], (b"x", b"y"), HOST], end=True),
                           [head(fields=[(b"x", b"y")]), End(1)]),
     "host and authority": (headers(1, [*REQUEST, HOST], end=True), [head(), End(1)]),

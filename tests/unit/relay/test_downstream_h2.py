@@ -425,6 +425,23 @@ def test_a_reset_while_the_endpoint_is_dialled() -> None:
     play(main)
 
 
+def test_content_that_waited_for_an_endpoint_that_can_not_be_had() -> None:
+    async def main() -> None:
+        world = h1_world()
+        client = await H2TestClient.connect(world)
+        for _ in range(20):
+            stream_id = client.ask(method=b"POST", body=None)
+            client.say(stream_id, Data(stream_id, bytes(60_000)))
+            await client.turn()
+            world.dialer.open[0].fail()
+            answer = await client.answer(stream_id)
+            assert answer.problem["reason"] == "CONNECT_FAILED"
+        assert client.connection.engine.statistics()["owed"] == 0
+        await over(world, client)
+
+    play(main)
+
+
 def test_a_response_that_breaks_off_is_a_reset_of_its_stream() -> None:
     async def main() -> None:
         world = h1_world()
