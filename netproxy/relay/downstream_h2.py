@@ -47,14 +47,13 @@ from ..errors import LocalProtocolError, Reason, RemoteProtocolError
 from ..stream import Stream
 from .downstream_h2_stream import Http2Stream, unread
 from .services import Facts, Services
+from .upstream_h2 import PSEUDO_FIELDS, list_bytes
 
 _LINGER_S = 2.0
 _LINGER_BYTES = 1024 * 1024
 DRAIN_STEP_S = 1.0
 """So long a client may take to see that we go away; then its requests that are still on their way are not taken."""
 _PING = b"netproxy"
-_PSEUDO_FIELDS = 4
-"""Of a request, beside :authority, which is its Host."""
 _KINDS = {rule.detail: rule.name.lower() for rule in Rule}
 _OF_THEIRS = {Rule.TOO_MANY.detail: Reason.OVERLOADED}
 
@@ -63,8 +62,8 @@ def server_limits(mesh: MeshShard, *, shared: bool) -> h2.H2Limits:
     """`shared`: another agent's, with the requests of many clients, of which none may hold up the others."""
     streams, stream_window = mesh.http2_max_streams, 65535
     return h2.H2Limits(
-        max_header_list_bytes=mesh.max_head_bytes,
-        max_headers=max(8, mesh.max_headers + _PSEUDO_FIELDS),
+        max_header_list_bytes=list_bytes(mesh) if shared else mesh.max_head_bytes,
+        max_headers=max(8, mesh.max_headers + PSEUDO_FIELDS),
         max_streams=streams,
         stream_window=stream_window,
         connection_window=min(MAX_WINDOW, stream_window * streams) if shared else max(stream_window, 1024 * 1024),

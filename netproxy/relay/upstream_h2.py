@@ -58,14 +58,21 @@ PING_TIMEOUT_S = 10.0
 PING_AGAIN_S = 300.0
 """gRPC servers end connections with more pings than one in 5 minutes (too_many_pings). Agents don't mind."""
 _PING = b"netproxy"
+PSEUDO_FIELDS = 4
+"""Of a request, beside :authority, which is its Host; an answer has one."""
+
+
+def list_bytes(mesh: MeshShard) -> int:
+    """`maxHeadBytes`, where HTTP/2 counts 32 octets more for each field: what passed in HTTP/1.1 passes here."""
+    return min(mesh.max_head_bytes + 32 * (mesh.max_headers + PSEUDO_FIELDS), 1024 * 1024)
 
 
 def client_limits(mesh: MeshShard) -> h2.H2Limits:
     stream_window = max(65535, mesh.buffer_bytes)
     streams = mesh.http2_max_upstream_streams
     return h2.H2Limits(
-        max_header_list_bytes=mesh.max_head_bytes,
-        max_headers=max(8, mesh.max_headers + 1),  # :status
+        max_header_list_bytes=list_bytes(mesh),
+        max_headers=max(8, mesh.max_headers + PSEUDO_FIELDS),
         max_streams=streams,
         stream_window=stream_window,
         connection_window=min(MAX_WINDOW, streams * stream_window),

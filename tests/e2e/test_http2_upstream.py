@@ -1,4 +1,4 @@
-"""HTTP/1.1 clients and servers that speak HTTP/2 only: nghttpd and nginx."""
+"""Clients of either version and servers that speak HTTP/2 only: nghttpd and nginx, and nghttpd behind another agent."""
 
 from __future__ import annotations
 
@@ -81,6 +81,19 @@ servers = pytest.mark.parametrize("server", list(SERVERS))
 def test_an_answer(lab: Lab, server: str) -> None:
     assert lab.curl(server, "/small") == "small\n"
     assert lab.curl(server, "/missing", "-o", "/dev/null", "-w", "%{http_code} %{http_version}") == "404 1.1"
+
+
+@servers
+def test_a_client_of_http2(lab: Lab, server: str) -> None:
+    command = ["curl", "-s", "--http2-prior-knowledge", "-m", "20", "-w", "%{http_version}"]
+    assert lab.client.run(*command, f"http://{lab.vip(server)}/small").stdout == "small\n2"
+
+
+def test_a_client_of_http2_that_dials_the_pod(lab: Lab) -> None:
+    """In the version that the request came in, all the way."""
+    url = f"http://{lab.pods['far'].ip}:8080/small"
+    command = ["curl", "-s", "--http2-prior-knowledge", "-m", "20", "-w", "%{http_version}", url]
+    assert lab.client.run(*command).stdout == "small\n2"
 
 
 @servers

@@ -250,3 +250,19 @@ def test_nothing_is_left_of_an_upgrade_that_is_between_two_hops(protocols: bytes
         assert sent == b"GET / HTTP/1.1\r\nhost: web\r\nx-forwarded-client-cert: " + XFCC + b"\r\n\r\n"
 
     play(main)
+
+
+@pytest.mark.parametrize("mesh_http", ["http1", "http2"])
+def test_a_head_that_is_as_large_as_it_may_be_passes_both_agents(mesh_http: str) -> None:
+    fields = [(b"x-%d" % number, b"v" * 305) for number in range(200)]
+    message = Message([(b"Host", b"web"), *fields])
+
+    async def main() -> None:
+        path = Path(MeshShard(mesh_http=mesh_http, request_id=False))  # type: ignore[arg-type]
+        octets = raw_request(message)
+        assert 62_000 < len(octets) < 65_536
+        sent = await path.ask(octets)
+        assert sent.count(b"v" * 305) == 200
+        assert path.version == (b"2" if mesh_http == "http2" else b"1.1")
+
+    play(main)
