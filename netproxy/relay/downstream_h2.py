@@ -208,6 +208,10 @@ class Http2Downstream:
             ready, self._ready = self._ready, []
             for stream in ready:
                 stream.proceed()
+        except BaseException:
+            # Our bug, for the loop to report. Those who were to go on behind it would wait for ever.
+            self.stream.abort()
+            raise
         finally:
             self._in_turn = False
         self._write()

@@ -998,6 +998,27 @@ def test_a_client_that_closes_ends_all_its_requests() -> None:
     play(main)
 
 
+def test_a_bug_of_ours_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        world = h1_world()
+        client = await H2TestClient.connect(world)
+        client.ask()
+        await turns()
+
+        def fails(key: object) -> None:
+            raise RuntimeError("a bug")
+
+        world.pool.take = fails  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError):
+            client.ask()
+        assert client.stream.was_reset
+        await turns()
+        assert [reason for reason, _ in world.ends] == [Reason.DOWNSTREAM_CLOSED] * 2
+        await over(world, client)
+
+    play(main)
+
+
 def test_limits_follow_the_configuration() -> None:
     limits = server_limits(MeshShard(http2_max_streams=10_000, max_headers=1, max_head_bytes=1024), shared=True)
     assert limits.connection_window == 10_000 * 65535

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from netproxy.codec.h2 import PREFACE
 from netproxy.decide.route import Choice
 from netproxy.errors import Reason
 from netproxy.observe.record import Parties
@@ -98,6 +99,22 @@ def test_a_guarded_relay_ends_before_a_field_of_a_request_has_passed(blanks: byt
         assert b"x-forwarded" not in pair.up.take_sent()
         assert pair.world.recorder.connections[0][0] is Reason.PROTOCOL_MISMATCH
         assert not pair.world.services.live
+
+    play(main)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 16, 23])
+def test_a_guarded_relay_ends_before_a_field_of_http2_has_passed(cut: int) -> None:
+    async def main() -> None:
+        pair = Relayed(inbound=True, guarded=True)
+        octets = PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" + b"HEADERS"
+        if cut:
+            pair.down.peer_sends(octets[:cut])
+        pair.down.peer_sends(octets[cut:])
+        await turns()
+        assert pair.down.was_reset and pair.up.was_reset
+        assert b"HEADERS" not in pair.up.take_sent()
+        assert pair.world.recorder.connections[0][0] is Reason.PROTOCOL_MISMATCH
 
     play(main)
 
