@@ -233,3 +233,8 @@ def edited_response_to_http2(message: Message, request: Message, leg: Leg) -> Me
         {b"content-length"} if message.status == 204 else set()
     )
     return replace(edited, fields=[(name, value) for name, value in edited.fields if name not in drops])
+
+
+def may_be_http2(request: Message) -> bool:
+    """As an agent passes it to the next one."""
+    return request.method != b"CONNECT" and request.target.startswith(b"/") and not request.get(b"upgrade")

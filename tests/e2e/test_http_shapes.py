@@ -27,7 +27,18 @@ from websockets.uri import parse_uri
 from examples.stage import wait_for
 from tests.e2e.mesh import NAMESPACE, HttpClient, Mesh, dial, socket_in
 from tests.e2e.servers.opaque import BLOCK
-from tests.edits import Leg, Message, edited_request, edited_response, lines, request_octets, response_octets
+from tests.edits import (
+    Leg,
+    Message,
+    edited_request,
+    edited_response,
+    lines,
+    may_be_http2,
+    out_of_http2,
+    request_octets,
+    response_octets,
+    through_http2,
+)
 
 WEB, RAW, CHAT, PROXY = (f"240.240.0.{number}" for number in (10, 11, 12, 13))
 KIB = 1024
@@ -327,6 +338,7 @@ ANSWERS = [
 ]
 MODES = {
     "as it is": {},
+    "http1": {"meshHttp": "http1", "requestId": False},
     "everything": {"headerCase": "preserve", "forwarded": "set", "via": "mesh"},
     "nothing": {"headerCase": "preserve", "forwarded": "preserve", "requestId": False},
 }
@@ -358,8 +370,12 @@ def exchange(raw: Raw, request: Message, response: Message, mesh: dict[str, obje
         if mesh.get("requestId", True):
             out = replace(out, request_id=found(UUID, got))
         into = replace(into, xfcc=found(XFCC, got))
-        between = edited_request(request, out)
-        expected = request_octets(edited_request(between, into))
+        between = was = edited_request(request, out)
+        in_http2 = mesh.get("meshHttp") != "http1" and out.header_case == "lower" and may_be_http2(was)
+        if in_http2:
+            between = through_http2(was)
+        restored = edited_request(between, into)
+        expected = request_octets(out_of_http2(restored, was) if in_http2 else restored)
         assert got + app.read(len(expected) - len(got)) == expected
         to_head = request.method == b"HEAD"
         answer = b"HTTP/1.1 %d Odd\r\n" % response.status + lines(response.fields)
@@ -371,6 +387,8 @@ def exchange(raw: Raw, request: Message, response: Message, mesh: dict[str, obje
         got = reader.read_head()
         date = found(DATE, got)
         passed = edited_response(response, between, replace(into, date=date))
+        if in_http2:
+            passed = through_http2(passed)
         edited = edited_response(passed, request, replace(out, date=date))
         expected = response_octets(edited, to_head=to_head)
         assert got + reader.read(len(expected) - len(got)) == expected
