@@ -585,19 +585,64 @@ def test_the_end_of_a_response_waits_for_the_window_without_its_exchange() -> No
         client.credits = False
         stream_id = client.ask()
         upstream = await accept(world, client)
-        upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 80000\r\n\r\n" + bytes(80_000))
+        upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n" + bytes(200_000))
         answer = await client.answer(stream_id)
         assert world.ends == [(Reason.OK, 200)]
-        assert len(client.connection._streams) == 1
+        assert repr(client.connection._streams[stream_id]).startswith(f"<Http2Stream {stream_id} over ")
         for _ in range(3):
             # Slow, but it moves.
+            assert not answer.ended
             world.check(world.mesh.idle_timeout_s - 1)
-            client.engine.credit(stream_id, 1000)
-            client.owed[stream_id] -= 1000
-            client.engine.credit(stream_id, 40_000)
+            client.engine.credit(stream_id, 50_000)
             await client.turn()
+            world.check(0.0)
         assert answer.ended
         assert not client.connection._streams
+        await over(world, client)
+
+    play(main)
+
+
+def test_the_rest_of_a_request_costs_no_window_while_its_answer_waits_for_one() -> None:
+    async def main() -> None:
+        world = h1_world()
+        client = await H2TestClient.connect(world)
+        client.credits = False
+        stream_id = client.ask(method=b"POST", body=None)
+        upstream = await accept(world, client)
+        upstream.peer_sends(b"HTTP/1.1 413 No\r\ncontent-length: 80000\r\n\r\n" + bytes(80_000))
+        await client.turn()
+        assert world.ends == [(Reason.OK, 413)]
+        for _ in range(10):
+            client.say(stream_id, Data(stream_id, bytes(60_000)))
+            await client.turn()
+        assert client.connection.engine.statistics()["owed"] == 0
+        client.engine.credit(stream_id, 64_000)
+        answer = await client.answer(stream_id)
+        assert answer.ended and answer.reset is not None and answer.reset.code == Code.NO_ERROR
+        await over(world, client)
+
+    play(main)
+
+
+def test_what_many_upstreams_say_in_one_turn_is_bounded() -> None:
+    async def main() -> None:
+        world = h1_world(MeshShard(buffer_bytes=4096))
+        client = await H2TestClient.connect(world, limits=WIDE)
+        for _ in range(50):
+            client.ask()
+        await client.turn()
+        upstreams = [dial.accept() for dial in world.dialer.open]
+        await turns()
+        client.stream.peer_stalls()
+        for upstream in upstreams:
+            upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 3000\r\n\r\n" + bytes(3000))
+        assert client.stream.buffered() < 3 * 3200
+        await turns()
+        assert client.stream.buffered() < 3 * 3200
+        client.stream.peer_reads()
+        await client.turn()
+        assert all(answer.ended for answer in client.answers.values())
         await over(world, client)
 
     play(main)
