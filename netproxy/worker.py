@@ -64,7 +64,7 @@ class Worker:
         self._arena = ArenaWriter(joined.arena_fd, joined.region, REGIONS_PER_WORKER * joined.settings.workers)
         rng = random.Random()
         tables = Tables(rng.random)
-        self._contexts = ContextCache()
+        self._contexts = ContextCache(count=self._arena.count)
         self._stock = SocketStock(self._ask_sockets)
         pool: Pool[UpstreamHttp] = Pool()
         dialer = Dialer(self._stock, self._contexts, tables.svids.get)
@@ -132,6 +132,7 @@ class Worker:
                     self._contexts.drop(shard.identity)
                 elif isinstance(shard, MeshShard):
                     self._services.access.select(shard.access_log)
+                    self._contexts.allow_resumption(shard.tls_resumption)
                 if debugging():
                     debug(f"{fields['key']}: version {fields['version']} is in force")
             case "unshard":

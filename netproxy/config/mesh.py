@@ -293,6 +293,9 @@ class MeshConfigSpec(Model):
     """For the connection to an endpoint."""
     handshake_timeout: PositiveDuration = _MESH.handshake_timeout_s
     """For the handshake of mesh TLS, once the connection is there."""
+    tls_resumption: bool = _MESH.tls_resumption
+    """Whether a handshake of mesh TLS may go on from an earlier one of the same two workloads, for half of the CPU: for
+    2 h at most, never past the end of a certificate, and never with another certificate or other roots."""
     pool_idle_timeout: PositiveDuration = _MESH.pool_idle_s
     """How long a connection to an endpoint is kept for the next request. Below what servers allow (often 5 s)."""
     tcp_idle_timeout: PositiveDuration = _MESH.tcp_idle_timeout_s

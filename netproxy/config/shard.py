@@ -241,6 +241,7 @@ class MeshShard:
     connect_timeout_s: float = 5.0
     handshake_timeout_s: float = 10.0
     """Of mesh TLS, after the connection is there: the peer is alive, but may be busy."""
+    tls_resumption: bool = True
     pool_idle_s: float = 4.0
     """Below the 5 s after which common servers close an idle connection, so that we seldom meet them closing."""
     tcp_idle_timeout_s: float = 3600.0

@@ -244,6 +244,7 @@ class _Build:
             idle_timeout_s=spec.idle_timeout,
             connect_timeout_s=spec.connect_timeout,
             handshake_timeout_s=spec.handshake_timeout,
+            tls_resumption=spec.tls_resumption,
             pool_idle_s=spec.pool_idle_timeout,
             tcp_idle_timeout_s=spec.tcp_idle_timeout,
             max_head_bytes=spec.max_head_bytes,

@@ -8,8 +8,8 @@ Owns an OpenSSL engine between two memory buffers, not the loop's TLS: that one 
     FIN without it  -> `closed` with an error, never an end: someone may have cut the stream
     write_eof       -> close_notify, then the lower stream's end; reading goes on
 
-Threats: no certificate, another mesh's, an expired one (OpenSSL refuses, TLS 1.3 only, no resumption: a ticket would
-outlive the certificate that earned it); a certificate of this mesh but of another workload (`require_identity`);
+Threats: no certificate, another mesh's, an expired one (OpenSSL refuses, TLS 1.3 only); a ticket that outlives the
+certificate that earned it (`resume`); a certificate of this mesh but of another workload (`require_identity`);
 truncation (above); a peer that stalls (`wait_handshake` has a timeout, what is queued has the lower stream's bound).
 """
 
@@ -19,6 +19,7 @@ import asyncio
 import hashlib
 import os
 import ssl
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Literal
@@ -28,7 +29,8 @@ from ..config.shard import SvidShard
 from ..errors import IdentityError, LocalProtocolError
 from ..stream import Sink, Stream
 from ..tcp import Delivery
-from .spiffe import identity_of_der
+from .resume import SessionKey, Sessions, own_until, proven_until
+from .spiffe import SpiffeVerifier, identity_of_der
 
 ALPN_HTTP1 = "netproxy/http/1.1"
 ALPN_H2 = "netproxy/h2"
@@ -44,6 +46,8 @@ _RECORD = 16 * 1024
 _HEADER = 5
 _ALERT_FLUSH_S = 1.0
 """How long a failed connection may take to get its alert out."""
+_TICKET_CHUNKS = 3
+"""A server's ticket comes right after its handshake: if these don't bring it, there is none."""
 
 
 class TlsStream:
@@ -55,7 +59,8 @@ class TlsStream:
 
     __slots__ = (
         "__weakref__", "_closing", "_delivery", "_ended", "_error", "_handshaken", "_header", "_incoming", "_missing",
-        "_outgoing", "_shaken", "_ssl", "_timer", "_told_shaken", "_waiters", "_wrote_eof", "lower",
+        "_on_ticket", "_outgoing", "_shaken", "_ssl", "_ticket_chunks", "_timer", "_told_shaken", "_waiters",
+        "_wrote_eof", "lower",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +70,7 @@ class TlsStream:
         *,
         server_side: bool,
         server_hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
         sink: Sink | None = None,
         handshaken: Callable[[TlsStream], None] | None = None,
     ) -> None:
@@ -73,8 +79,10 @@ class TlsStream:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname, session=session
         )
+        self._on_ticket: Callable[[ssl.SSLSession], None] | None = None
+        self._ticket_chunks = 0
         self._handshaken = handshaken
         self._waiters: list[asyncio.Future[None]] = []
         self._shaken = self._told_shaken = False
@@ -108,6 +116,15 @@ class TlsStream:
         """Of the certificate, hexadecimal."""
         der = self.peer_certificate_der()
         return None if der is None else hashlib.sha256(der).hexdigest()
+
+    @property
+    def resumed(self) -> bool:
+        """The certificate was shown in an earlier connection, not in this one."""
+        return self._shaken and bool(self._ssl.session_reused)
+
+    def on_ticket(self, keep: Callable[[ssl.SSLSession], None]) -> None:
+        """`keep` gets the session once the server's ticket has come. Once, or never."""
+        self._on_ticket, self._ticket_chunks = keep, _TICKET_CHUNKS
 
     async def wait_handshake(self, timeout_s: float) -> None:
         """Raises IdentityError when it fails or takes longer; the stream is closed then, as when this is cancelled."""
@@ -219,6 +236,8 @@ class TlsStream:
         self._flush()  # a key update is answered, a failure is told the peer
         if self._shaken and not self._told_shaken:
             self._tell_shaken()
+        elif self._on_ticket is not None and failure is None:
+            self._look_for_ticket(self._on_ticket)
         # The owner is called with nothing left to decrypt, so that it may `write_eof` at any place (see _notify_close).
         delivery = self._delivery
         if plain and not self._closing:
@@ -258,7 +277,7 @@ class TlsStream:
         self._error = error
         self._closing = True
         self._release(error or IdentityError("closed before the TLS handshake was done"))
-        self._handshaken = None
+        self._handshaken = self._on_ticket = None
         self._delivery.lost(error)
 
     # The engine.
@@ -284,6 +303,15 @@ class TlsStream:
         if self._handshaken is not None:
             handshaken, self._handshaken = self._handshaken, None
             handshaken(self)
+
+    def _look_for_ticket(self, keep: Callable[[ssl.SSLSession], None]) -> None:
+        session = self._ssl.session
+        self._ticket_chunks -= 1
+        found = session is not None and session.has_ticket
+        if found or not self._ticket_chunks:
+            self._on_ticket = None
+        if found and session is not None:
+            keep(session)
 
     def _release(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, []
@@ -382,14 +410,14 @@ def require_identity(stream: TlsStream, allowed: Collection[SpiffeId]) -> Spiffe
     return identity
 
 
-def server_context(svid: SvidShard, alpn: tuple[str, ...] = MESH_ALPN) -> ssl.SSLContext:
+def server_context(svid: SvidShard, alpn: tuple[str, ...] = MESH_ALPN, *, tickets: bool = False) -> ssl.SSLContext:
     """Refuses clients without a certificate of the mesh. 2 ms: see `ContextCache`. Raises IdentityError.
 
-    A client that offers no ALPN of ours is let through by OpenSSL: look at `TlsStream.alpn`.
+    A client that offers no ALPN of ours is let through by OpenSSL: look at `TlsStream.alpn`. With `tickets` a client
+    may resume its session for 2 h, whatever became of its certificate: look at `TlsStream.resumed`.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, svid, alpn)
-    # Our clients do not resume, and resumption would skip the check of the certificate's end.
-    context.num_tickets = 0
+    context.num_tickets = int(tickets)
     return context
 
 
@@ -431,16 +459,95 @@ def _load_chain(context: ssl.SSLContext, svid: SvidShard) -> None:
         os.close(fd)
 
 
+_Role = Literal["server", "client"]
+_ContextKey = tuple[_Role, tuple[str, ...], SvidShard]
+
+
+def _uncounted(_name: str, _n: int, _detail: str) -> None:
+    pass
+
+
 class ContextCache:
     """The contexts in use, least recently used dropped: each is 24 KiB and 2 ms. Built at first use.
 
-    The key is the whole SVID: one that was renewed, or whose bundle changed, is never served by an old context.
+    The key is the whole SVID: one that was renewed, or whose bundle changed, is never served by an old context, nor
+    does it resume a session of one. `connect` and `accept` are the handshakes that look at the peer's identity; they
+    count how they ended, by `count`. Ticket keys belong to a context, so to one worker: Python's `ssl` can't share
+    them, and a session that meets another worker of the node costs what it would have cost without.
     """
 
-    def __init__(self, limit: int = 256) -> None:
+    def __init__(
+        self,
+        limit: int = 256,
+        *,
+        sessions: int = 1024,
+        now: Callable[[], float] = time.time,
+        count: Callable[[str, int, str], None] = _uncounted,
+    ) -> None:
         self._limit = limit
-        self._contexts: OrderedDict[tuple[Literal["server", "client"], tuple[str, ...], SvidShard], ssl.SSLContext]
-        self._contexts = OrderedDict()
+        self._now = now
+        self._count = count
+        self._resume = True
+        self._contexts: OrderedDict[_ContextKey, ssl.SSLContext] = OrderedDict()
+        self._sessions = Sessions(sessions, now)
+
+    async def connect(self, lower: Stream, key: SessionKey, timeout_s: float, *, sink: Sink | None = None) -> TlsStream:
+        """The handshake as `key.svid`, with who must be `key.peer`. Raises IdentityError; `lower` is the caller's to
+        abort then."""
+        context = self.client(key.svid, key.alpn)
+        session = self._sessions.offer(key, context)
+        stream = TlsStream(lower, context, server_side=False, session=session, sink=sink)
+        try:
+            await stream.wait_handshake(timeout_s)
+            require_identity(stream, (key.peer,))
+            if stream.resumed:
+                self._check_resumed(stream, key.svid)
+        except (IdentityError, OSError):
+            self._sessions.forget(key)
+            self._count("tls_handshakes", 1, "client/failed")
+            raise
+        self._count("tls_handshakes", 1, "client/resumed" if stream.resumed else "client/full")
+        if self._resume and not stream.resumed:
+            peer_der = stream.peer_certificate_der() or b""
+            stream.on_ticket(lambda session: self._keep(key, context, session, peer_der))
+        return stream
+
+    async def accept(
+        self, lower: Stream, svid: SvidShard, verifier: SpiffeVerifier, timeout_s: float
+    ) -> tuple[TlsStream, SpiffeId]:
+        """The handshake as `svid`, and who the client is. Raises IdentityError; `lower` is the caller's to abort
+        then."""
+        stream = TlsStream(lower, self.server(svid), server_side=True)
+        try:
+            await stream.wait_handshake(timeout_s)
+            peer = verifier.identity(stream.peer_certificate_der())
+            if stream.resumed:
+                self._check_resumed(stream, svid)
+        except (IdentityError, OSError):
+            self._count("tls_handshakes", 1, "server/failed")
+            raise
+        self._count("tls_handshakes", 1, "server/resumed" if stream.resumed else "server/full")
+        return stream, peer
+
+    def _check_resumed(self, stream: TlsStream, svid: SvidShard) -> None:
+        der = stream.peer_certificate_der()
+        until = min(proven_until(der or b"", svid.bundle_pem), own_until(svid))
+        if until <= self._now():
+            # The peer may not know it: with new ticket keys its next handshake is a full one, which will tell.
+            self.drop(svid.identity)
+            raise IdentityError("the certificate of the session that was resumed is not valid any more")
+
+    def _keep(self, key: SessionKey, context: ssl.SSLContext, session: ssl.SSLSession, peer_der: bytes) -> None:
+        # The certificate may have been renewed, or the context dropped, since the handshake.
+        if self._resume and self._contexts.get(("client", key.alpn, key.svid)) is context:
+            self._sessions.keep(key, context, session, peer_der)
+
+    def allow_resumption(self, allowed: bool) -> None:
+        if allowed is not self._resume:
+            self._resume = allowed
+            # Tickets that are out are worth nothing without the keys.
+            self._contexts.clear()
+            self._sessions.drop(lambda _key, _context: True)
 
     def server(self, svid: SvidShard, alpn: tuple[str, ...] = MESH_ALPN) -> ssl.SSLContext:
         return self._get("server", svid, alpn)
@@ -449,18 +556,24 @@ class ContextCache:
         return self._get("client", svid, alpn)
 
     def drop(self, identity: SpiffeId) -> None:
-        """Renewed or gone. Connections made with the contexts go on."""
+        """Renewed or gone, and its sessions with it. Connections made with the contexts go on."""
         for key in [key for key in self._contexts if key[2].identity == identity]:
             del self._contexts[key]
+        self._sessions.drop(lambda key, _context: key.svid.identity == identity)
 
-    def _get(self, role: Literal["server", "client"], svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLContext:
+    def _get(self, role: _Role, svid: SvidShard, alpn: tuple[str, ...]) -> ssl.SSLContext:
         key = (role, alpn, svid)
         context = self._contexts.get(key)
         if context is None:
-            context = server_context(svid, alpn) if role == "server" else client_context(svid, alpn)
+            if role == "server":
+                context = server_context(svid, alpn, tickets=self._resume and own_until(svid) > 0)
+            else:
+                context = client_context(svid, alpn)
             self._contexts[key] = context
             if len(self._contexts) > self._limit:
-                self._contexts.popitem(last=False)
+                _, gone = self._contexts.popitem(last=False)
+                # A session keeps its context alive.
+                self._sessions.drop(lambda _key, context: context is gone)
         else:
             self._contexts.move_to_end(key)
         return context

@@ -223,10 +223,9 @@ class Server:
             svid = self._services.tables.svids.get(facts.shard.identity)
             if svid is None:
                 raise IdentityError(f"no certificate for {facts.shard.identity} yet")
-            secured = TlsStream(stream, self._contexts.server(svid), server_side=True)
-            await secured.wait_handshake(self._services.tables.mesh.handshake_timeout_s)
-            verifier = SpiffeVerifier(self._services.tables.mesh.trust_domain)
-            facts.peer = verifier.identity(secured.peer_certificate_der())
+            mesh = self._services.tables.mesh
+            verifier = SpiffeVerifier(mesh.trust_domain)
+            secured, facts.peer = await self._contexts.accept(stream, svid, verifier, mesh.handshake_timeout_s)
             facts.peer_sha256 = secured.peer_sha256() or ""
         except (IdentityError, TimeoutError, OSError) as exc:
             self._services.recorder.arena.count("tls_handshake_failures", detail=type(exc).__name__)

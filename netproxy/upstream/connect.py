@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 from ..addr import EndpointAddr, SpiffeId, WorkloadKey
 from ..config.shard import SvidShard
 from ..errors import IdentityError, Reason, UpstreamError
-from ..identity.tls import ContextCache, TlsStream, require_identity
+from ..identity.resume import SessionKey
+from ..identity.tls import ContextCache
 from ..stream import Stream
 from ..tcp import connected
 
@@ -165,10 +166,7 @@ class Dialer:
             svid = self._svid(mine)
             if svid is None:
                 raise IdentityError(f"no certificate for {mine} yet")
-            secured = TlsStream(stream, self._contexts.client(svid, alpn), server_side=False)
-            stream = secured
-            await secured.wait_handshake(handshake_s)
-            require_identity(secured, (theirs,))
+            secured = await self._contexts.connect(stream, SessionKey(svid, alpn, theirs, endpoint), handshake_s)
             secured.pause_reading()
             return secured
         except TimeoutError:

@@ -248,6 +248,22 @@ def test_the_same_capture_sees_plaintext_where_it_is_allowed(vault: Vault) -> No
         assert text.encode() in seen
 
 
+def test_both_nodes_resume_sessions(vault: Vault) -> None:
+    """Each connection is dealt to some worker, and a ticket is good at the one it is from."""
+
+    def is_resumed() -> bool:
+        assert MARKER.encode() in talk_tcp(vault.client, vault.vip("strict"))
+        return all(
+            sum(
+                agent.metric("netproxy_events_total", event="tls_handshakes", detail=detail)
+                for agent in vault.mesh.agents
+            )
+            for detail in ("client/full", "server/full", "client/resumed", "server/resumed")
+        )
+
+    wait_for(is_resumed, "a resumed session")
+
+
 # -- modes ----------------------------------------------------------------------------------------------------
 
 

@@ -314,6 +314,7 @@ spec:
   idleTimeout: 4s
   connectTimeout: 500ms
   handshakeTimeout: 5s
+  tlsResumption: false
   poolIdleTimeout: 6s
   tcpIdleTimeout: 7s
   maxHeadBytes: 2048
@@ -349,6 +350,7 @@ def test_mesh_config() -> None:
         idle_timeout_s=4.0,
         connect_timeout_s=0.5,
         handshake_timeout_s=5.0,
+        tls_resumption=False,
         pool_idle_s=6.0,
         tcp_idle_timeout_s=7.0,
         max_head_bytes=2048,
@@ -375,7 +377,7 @@ def test_mesh_config() -> None:
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:39: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:40: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
 
