@@ -29,7 +29,7 @@ from .arena import ArenaReader
 from .certificates import Certificates
 from .channel import Channel, ChannelBroken, Message
 from .child import Joined, join
-from .codec.h1 import chosen
+from .codec import h1, h2
 from .config import source
 from .config.load import Loader
 from .config.shard import ServiceShard, Shard, WorkloadShard, encode_shard
@@ -295,11 +295,15 @@ class Brain:
 
     # -- what others see ----------------------------------------------------------------------------
 
+    def engines(self) -> dict[str, str]:
+        """What the workers speak HTTP with."""
+        return {"http1": h1.chosen(self.settings.http1_engine), "http2": h2.chosen(self.settings.http2_engine)}
+
     def condition(self) -> Condition:
         pods = self.workloads.pods
         return Condition(
             node=self.settings.node,
-            http1=chosen(self.settings.http1_engine),
+            engines=self.engines(),
             steering={key: (pod.mechanism or "none", pod.want.failure_policy, pod.state) for key, pod in pods.items()},
             certificates={identity: svid.not_after for identity, svid in self.certificates.svids.items()},
             rejected=len(self.snapshot.rejected) if self.snapshot else 0,
@@ -359,7 +363,7 @@ class Brain:
             "node": self.settings.node,
             "healthy": self.healthy()[0],
             "detail": self.healthy()[1],
-            "engine": {"http1": chosen(self.settings.http1_engine)},
+            "engine": self.engines(),
             "config": {
                 "path": self.settings.config,
                 "error": self.config_error,

@@ -59,6 +59,8 @@ class NodeSettings:
     """File that access log lines are appended to; ``-``: standard output."""
     http1_engine: str = "auto"
     """``native``, ``reference``, or ``auto``: native where it was compiled."""
+    http2_engine: str = "auto"
+    """Likewise."""
     log_level: str = "info"
     """Of our own messages at the start: error, warning, info or debug."""
 

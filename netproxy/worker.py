@@ -26,7 +26,7 @@ from .addr import WorkloadKey
 from .arena import GAUGE_POOLED, GAUGE_UPSTREAM, ArenaWriter
 from .channel import ChannelBroken, Message
 from .child import Joined, drop_privileges, join
-from .codec import h1
+from .codec import h1, h2
 from .config.shard import MeshShard, SvidShard, decode_shard, preload
 from .decide.route import Tables
 from .dns import answer as dns_answer
@@ -305,6 +305,7 @@ def main() -> int:
     dns_answer.preload()
     assert all((encodings.idna, encodings.latin_1, encodings.ascii))
     h1.use(joined.settings.http1_engine)
+    h2.use(joined.settings.http2_engine)
     drop_privileges(joined.settings.worker_uid, joined.settings.worker_gid, int(sys.argv[3]))
     with contextlib.suppress(KeyboardInterrupt):
         if not uvloop.run(_run(joined)):

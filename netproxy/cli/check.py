@@ -23,7 +23,7 @@ from redirect.netns import open_netns
 from redirect.obstacles import blocked
 from redirect.probe import Choice, Probe, Wanted, choose, probe
 
-from ..codec.h1 import ENGINES
+from ..codec import h1, h2
 from .ask import console, fetch, lacks
 from .options import RUN_ROOT, STATE_ROOT, Output, counted, node_name, run_dir
 
@@ -77,11 +77,8 @@ def _machine() -> list[Finding]:
     bindings = importlib.util.find_spec("nftables")
     findings = [
         Finding("python", True, platform.python_version()),
-        Finding(
-            "HTTP/1 engine",
-            True if ENGINES[0] == "native" else None,
-            ENGINES[0] + ("" if ENGINES[0] == "native" else ": the native one was not compiled, a request costs more"),
-        ),
+        _engine("HTTP/1 engine", h1.ENGINES[0]),
+        _engine("HTTP/2 engine", h2.ENGINES[0]),
         Finding("root", root, "" if root else "the agent needs root (network namespaces, nftables)"),
         Finding(
             "libnftables",
@@ -92,6 +89,12 @@ def _machine() -> list[Finding]:
     if not root:
         return [*findings, Finding("nftables", None, "not tried")]
     return [*findings, *_mechanisms()]
+
+
+def _engine(name: str, preferred: str) -> Finding:
+    if preferred == "native":
+        return Finding(name, True, preferred)
+    return Finding(name, None, f"{preferred}: the native one was not compiled, a request costs more")
 
 
 def _mechanisms() -> list[Finding]:

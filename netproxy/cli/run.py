@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..codec.h1 import chosen
+from ..codec import h1, h2
 from ..config import source
 from ..errors import ConfigError
 from ..logfile import STDOUT, open_target
@@ -45,6 +45,9 @@ def run(
     http1_engine: Annotated[
         Engine, typer.Option("--http1-engine", help="auto: native where it was compiled, else reference (h11, slow).")
     ] = Engine.auto,
+    http2_engine: Annotated[
+        Engine, typer.Option("--http2-engine", help="auto: native where it was compiled, else reference (h2, slow).")
+    ] = Engine.auto,
     access_log: Annotated[
         str,
         typer.Option(
@@ -69,7 +72,8 @@ def run(
         typer.echo(f"netproxy: {exc}", err=True)
         raise typer.Exit(2) from None
     try:
-        chosen(http1_engine)
+        h1.chosen(http1_engine)
+        h2.chosen(http2_engine)
     except ValueError as exc:
         typer.echo(f"netproxy: {exc}", err=True)
         raise typer.Exit(2) from None
@@ -97,6 +101,7 @@ def run(
         drain_s=drain,
         access_log=access_log if access_log == STDOUT else os.path.abspath(access_log),
         http1_engine=http1_engine,
+        http2_engine=http2_engine,
         log_level=log_level,
     )
     sys.stdout.flush()

@@ -38,6 +38,7 @@ def _print(found: dict[str, Any]) -> None:
     out = console()
     out.print(
         f"node [bold]{found['node']}[/]: {found['detail']}, HTTP/1 engine {found['engine']['http1']}, "
+        f"HTTP/2 engine {found['engine']['http2']}, "
         f"configuration {found['config']['path']} ({found['config']['age_s']:.0f} s old)"
     )
     steering = found["steering"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from netproxy.codec.choice import EngineChoice, Kind
 from netproxy.codec.events import Engine, Event
 from netproxy.codec.h1_reference import H1ReferenceClient, H1ReferenceServer
 from netproxy.codec.strict import H1Limits
@@ -26,9 +27,6 @@ except ImportError:
     h1_native = None  # type: ignore[assignment]  # it was not compiled: no compiler at the installation
 
 __all__ = ["ENGINES", "H1Client", "H1Limits", "H1Server", "chosen", "client_engine", "engine", "server_engine", "use"]
-
-ENGINES = ("native", "reference") if h1_native is not None else ("reference",)
-"""Those that there are, the preferred one first."""
 
 
 class H1Client(Engine, Protocol):
@@ -61,34 +59,11 @@ class H1Server(Engine, Protocol):
         tunnel; raises like `receive`."""
 
 
-_in_use = {"engine": ENGINES[0]}
-
-
-def engine() -> str:
-    """Which one is in use."""
-    return _in_use["engine"]
-
-
-def chosen(wanted: str) -> str:
-    """The engine that this means: ``auto``, or one of `ENGINES`. ValueError when there is no such engine."""
-    name = ENGINES[0] if wanted == "auto" else wanted
-    if name not in ENGINES:
-        raise ValueError(f"no HTTP/1 engine {name!r} here, there is: {', '.join(ENGINES)}")
-    return name
-
-
-def use(name: str) -> None:
-    """Every engine that is made from now on is of this kind, one of `ENGINES`."""
-    _in_use["engine"] = chosen(name)
-
-
-def server_engine(limits: H1Limits | None = None) -> H1Server:
-    if h1_native is not None and _in_use["engine"] == "native":
-        return h1_native.H1NativeServer(limits)
-    return H1ReferenceServer(limits)
-
-
-def client_engine(limits: H1Limits | None = None) -> H1Client:
-    if h1_native is not None and _in_use["engine"] == "native":
-        return h1_native.H1NativeClient(limits)
-    return H1ReferenceClient(limits)
+_choice: EngineChoice[H1Server, H1Client, H1Limits] = EngineChoice(
+    "HTTP/1",
+    native=None if h1_native is None else Kind(h1_native.H1NativeServer, h1_native.H1NativeClient),
+    reference=Kind(H1ReferenceServer, H1ReferenceClient),
+)
+ENGINES = _choice.names
+engine, chosen, use = _choice.engine, _choice.chosen, _choice.use
+server_engine, client_engine = _choice.server, _choice.client

@@ -49,6 +49,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from netproxy.codec.choice import EngineChoice, Kind
 from netproxy.codec.events import Engine, Event, Headers, RequestHead, ResponseHead
 from netproxy.codec.h2_reference import H2ReferenceClient, H2ReferenceServer
 from netproxy.codec.h2_strict import PREFACE, Code, H2Limits
@@ -75,9 +76,6 @@ __all__ = [
     "websocket_answer_from_connect",
     "websocket_from_connect",
 ]
-
-ENGINES = ("native", "reference") if h2_native is not None else ("reference",)
-"""Those that there are, the preferred one first."""
 
 
 class H2Engine(Engine, Protocol):
@@ -146,37 +144,14 @@ class H2Client(H2Engine, Protocol):
         """The server knows extended CONNECT."""
 
 
-_in_use = {"engine": ENGINES[0]}
-
-
-def engine() -> str:
-    """Which one is in use."""
-    return _in_use["engine"]
-
-
-def chosen(wanted: str) -> str:
-    """The engine that this means: ``auto``, or one of `ENGINES`. ValueError when there is no such engine."""
-    name = ENGINES[0] if wanted == "auto" else wanted
-    if name not in ENGINES:
-        raise ValueError(f"no HTTP/2 engine {name!r} here, there is: {', '.join(ENGINES)}")
-    return name
-
-
-def use(name: str) -> None:
-    """Every engine that is made from now on is of this kind, one of `ENGINES`."""
-    _in_use["engine"] = chosen(name)
-
-
-def server_engine(limits: H2Limits | None = None) -> H2Server:
-    if h2_native is not None and _in_use["engine"] == "native":
-        return h2_native.H2NativeServer(limits)
-    return H2ReferenceServer(limits)
-
-
-def client_engine(limits: H2Limits | None = None) -> H2Client:
-    if h2_native is not None and _in_use["engine"] == "native":
-        return h2_native.H2NativeClient(limits)
-    return H2ReferenceClient(limits)
+_choice: EngineChoice[H2Server, H2Client, H2Limits] = EngineChoice(
+    "HTTP/2",
+    native=None if h2_native is None else Kind(h2_native.H2NativeServer, h2_native.H2NativeClient),
+    reference=Kind(H2ReferenceServer, H2ReferenceClient),
+)
+ENGINES = _choice.names
+engine, chosen, use = _choice.engine, _choice.chosen, _choice.use
+server_engine, client_engine = _choice.server, _choice.client
 
 
 # --- tunnels across the versions

@@ -40,8 +40,8 @@ class Condition:
     """What the brain knows at scrape time. Keys of `steering` are workloads: (mechanism, policy, state)."""
 
     node: str
-    http1: str
-    """The engine that speaks HTTP/1."""
+    engines: dict[str, str]
+    """What speaks HTTP: of ``http1`` and ``http2``."""
     steering: dict[str, tuple[str, str, str]]
     certificates: dict[str, float]
     """Identity -> end of validity, Unix seconds."""
@@ -169,8 +169,10 @@ def _events(rows: list[Row]) -> Iterator[Metric]:
 
 
 def _condition(now: Condition) -> Iterator[Metric]:
-    build = GaugeMetricFamily("netproxy_build_info", "1; the version in a label.", labels=("version", "node", "http1"))
-    build.add_metric((__version__, now.node, now.http1), 1)
+    build = GaugeMetricFamily(
+        "netproxy_build_info", "1; version and engines in labels.", labels=("version", "node", *now.engines)
+    )
+    build.add_metric((__version__, now.node, *now.engines.values()), 1)
     yield build
     steering = GaugeMetricFamily(
         "netproxy_workload_steering",

@@ -31,7 +31,7 @@ class Source:
         self.level = "info"
 
     def condition(self) -> Condition:
-        return Condition("node-a", "native", {}, {}, 0, {}, {}, True, 0.0)
+        return Condition("node-a", {"http1": "native", "http2": "native"}, {}, {}, 0, {}, {}, True, 0.0)
 
     def healthy(self) -> tuple[bool, str]:
         return self.health

@@ -206,7 +206,7 @@ STATUS: dict[str, Any] = {
     "node": "node-a",
     "healthy": True,
     "detail": "ok",
-    "engine": {"http1": "reference"},
+    "engine": {"http1": "reference", "http2": "native"},
     "config": {"path": "/etc/mesh", "age_s": 1.0, "error": ""},
     "identity_error": "",
     "state_error": "",
@@ -430,11 +430,30 @@ def test_run_takes_its_options_to_the_supervisor(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run.os, "geteuid", lambda: 0)
     monkeypatch.setattr(run.os, "execv", lambda _path, argv: started.append(argv))
-    for options in ([], ["--access-log", "log", "--log-level", "debug"]):
+    more = ["--access-log", "log", "--log-level", "debug", "--http1-engine", "native", "--http2-engine", "reference"]
+    for options in ([], more):
         assert cli.invoke(app, ["run", "-f", str(BOOKSHOP), *options]).exit_code == 0
     plain, other = (NodeSettings.from_json(argv[-1]) for argv in started)
     assert (plain.access_log, plain.log_level) == ("-", "info")
+    assert (plain.http1_engine, plain.http2_engine) == ("auto", "auto")
     assert (other.access_log, other.log_level) == (str(tmp_path / "log"), "debug")
+    assert (other.http1_engine, other.http2_engine) == ("native", "reference")
+
+
+@pytest.mark.parametrize("protocol", ["http1", "http2"])
+def test_run_with_an_engine_that_was_not_compiled(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    def chosen(wanted: str) -> str:
+        if wanted == "native":
+            raise ValueError("no such engine here")
+        return wanted
+
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run.os, "execv", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr({"http1": run.h1, "http2": run.h2}[protocol], "chosen", chosen)
+    found = cli.invoke(app, ["run", "-f", str(BOOKSHOP), f"--{protocol}-engine", "native"])
+    assert (found.exit_code, found.output) == (2, "netproxy: no such engine here\n")
 
 
 # --- config-dump, log-level
@@ -613,3 +632,18 @@ def test_check_says_what_is_in_the_way(cli: CliRunner, tmp_path: Path, monkeypat
     assert found.exit_code == 1
     for text in ("nothing reaches 15001: inet odd input", "in force closed", "3 connections older than the rules"):
         assert text in found.stdout
+
+
+@pytest.mark.usefixtures("can_steer")
+@pytest.mark.parametrize("protocol", ["HTTP/1", "HTTP/2"])
+def test_check_where_no_compiler_was(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr({"HTTP/1": check.h1, "HTTP/2": check.h2}[protocol], "ENGINES", ("reference",))
+    found = cli.invoke(app, check_args(tmp_path, "-o", "json"))
+    assert found.exit_code == 0
+    told = {item["name"]: item["detail"] for item in json.loads(found.stdout)["checks"]}
+    other = "HTTP/2" if protocol == "HTTP/1" else "HTTP/1"
+    assert told[f"{protocol} engine"] == "reference: the native one was not compiled, a request costs more"
+    assert told[f"{other} engine"] == "native"
+    assert findings(found)[f"{protocol} engine"] is None

@@ -14,7 +14,7 @@ from netproxy.settings import ARENA_ROWS, arena_size
 
 CONDITION = Condition(
     node="node-a",
-    http1="native",
+    engines={"http1": "native", "http2": "reference"},
     steering={"shop/web": ("nft", "closed", "steered")},
     certificates={"spiffe://x": 1e9},
     rejected=2,
