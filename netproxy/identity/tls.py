@@ -44,6 +44,8 @@ MESH_ALPN = (ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1, ALPN_TCP)
 _RECORD = 16 * 1024
 """Plaintext of one record at most (RFC 8446 section 5.1): a read never leaves a rest. Written in the same steps."""
 _HEADER = 5
+_APPLICATION_DATA = 23
+"""Type of a record, and of all that are encrypted."""
 _ALERT_FLUSH_S = 1.0
 """How long a failed connection may take to get its alert out."""
 _TICKET_CHUNKS = 3
@@ -223,23 +225,50 @@ class TlsStream:
     def data_received(self, data: bytes) -> None:
         if self._closing or self._ended or self._error is not None:
             return
+        delivery = self._delivery
         plain: list[bytes] = []
+        whole: bytes | None = None
         failure: ssl.SSLError | None = None
         try:
-            self._feed(data, plain)
+            # Most chunks are one record of application data and nothing else: read, delivered, done.
+            if (
+                self._told_shaken
+                and not self._missing
+                and len(data) > _HEADER
+                and data[0] == _APPLICATION_DATA
+                and (data[3] << 8 | data[4]) == len(data) - _HEADER
+                and not self._header
+            ):
+                self._incoming.write(data)
+                text = self._ssl.read(_RECORD)
+                if text and delivery.ready and self._on_ticket is None and not self._incoming.pending:
+                    whole = text
+                elif text:
+                    plain.append(text)
+                    self._decrypt(plain)
+                else:
+                    self._ended = True
+            else:
+                self._feed(data, plain)
             if not self._shaken:
                 if not self._shake():
                     return
                 self._decrypt(plain)
+        except ssl.SSLWantReadError:  # a key update, a ticket
+            pass
+        except ssl.SSLZeroReturnError:
+            self._ended = True
         except ssl.SSLError as exc:
             failure = exc
+        if whole is not None:
+            delivery.target.data_received(whole)  # type: ignore[union-attr]  # ready implies a target
+            return
         self._flush()  # a key update is answered, a failure is told the peer
         if self._shaken and not self._told_shaken:
             self._tell_shaken()
         elif self._on_ticket is not None and failure is None:
             self._look_for_ticket(self._on_ticket)
         # The owner is called with nothing left to decrypt, so that it may `write_eof` at any place (see _notify_close).
-        delivery = self._delivery
         if plain and not self._closing:
             text = plain[0] if len(plain) == 1 else b"".join(plain)
             if delivery.ready:
@@ -330,21 +359,33 @@ class TlsStream:
         """
         if self._header:
             data, self._header = self._header + data, b""
-        incoming, size, view, at = self._incoming, len(data), memoryview(data), 0
-        while at < size and not self._ended:
-            if not self._missing:
+        incoming, read, size, view, at = self._incoming, self._ssl.read, len(data), memoryview(data), 0
+        missing, shaken = self._missing, self._shaken
+        while at < size:
+            if not missing:
                 if size - at < _HEADER:
                     self._header = data[at:]
-                    return
-                self._missing = _HEADER + (data[at + 3] << 8 | data[at + 4])
+                    break
+                missing = _HEADER + (data[at + 3] << 8 | data[at + 4])
                 if not 20 <= data[at] <= 23 or data[at + 1] != 3:
-                    self._missing = size - at  # no record: OpenSSL says at once what it is
-            step = min(self._missing, size - at)
-            incoming.write(data if step == size else view[at : at + step])
-            at += step
-            self._missing -= step
-            if not self._missing and self._shaken:
-                self._decrypt(plain)
+                    missing = size - at  # no record: OpenSSL says at once what it is
+            end = min(at + missing, size)
+            incoming.write(view[at:end])
+            missing -= end - at
+            at = end
+            if missing or not shaken:
+                continue
+            try:
+                text = read(_RECORD)
+            except ssl.SSLWantReadError:  # a key update, a ticket
+                continue
+            except ssl.SSLZeroReturnError:  # instead of b"" when we have sent ours
+                text = b""
+            if not text:
+                self._ended = True
+                break
+            plain.append(text)
+        self._missing = missing
 
     def _decrypt(self, plain: list[bytes]) -> None:
         """What has been fed, up to close_notify."""

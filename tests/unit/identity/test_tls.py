@@ -397,6 +397,48 @@ def test_every_split_of_the_bytes(mesh: Mesh) -> None:
     in_loop(check)
 
 
+def test_whatever_chunks_records_come_in(mesh: Mesh) -> None:
+    """One record in a chunk is read by a way of its own, as long as nothing is left of the chunk before."""
+
+    def check() -> None:
+        a, a_lower, _, b, _, b_sink = memory_pair(mesh)
+        expected = b""
+        for cut in range(60):
+            a.write(b"one")
+            a.write(b"other")
+            data = a_lower.take()
+            assert len(data) == 52
+            for chunk in (data[:cut], data[cut:]):
+                if chunk:
+                    b.data_received(chunk)
+            expected += b"oneother"
+            assert b_sink.data == expected
+            a.write(b"single")
+            b.data_received(a_lower.take())
+            expected += b"single"
+            assert b_sink.data == expected
+
+    in_loop(check)
+
+
+@pytest.mark.parametrize("records", [1, 3])
+def test_what_came_before_a_tampered_record_is_delivered(mesh: Mesh, records: int) -> None:
+    def check() -> None:
+        a, a_lower, _, b, b_lower, b_sink = memory_pair(mesh)
+        for _ in range(records):
+            a.write(b"sound")
+        data = bytearray(a_lower.take())
+        data[-1] ^= 1
+        b.data_received(bytes(data))
+        assert b_sink.data == b"sound" * (records - 1)
+        assert b.closing
+        assert not b_sink.eof
+        b.data_received(bytes(data))
+        assert b_lower.log[-1] == "close"
+
+    in_loop(check)
+
+
 def test_handshake_byte_by_byte(mesh: Mesh) -> None:
     def check() -> None:
         client_tls, server_tls = mesh_contexts(mesh)
