@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+HIGH_WATER = 256 * 1024
+"""One read of uvloop: a relay is asked to stop once it has queued more than a single turn's worth."""
+
 
 class Sink(Protocol):
     """What the owner of a stream receives."""

@@ -26,9 +26,9 @@ from typing import Literal
 
 from ..addr import SpiffeId
 from ..config.shard import SvidShard
+from ..delivery import Delivery
 from ..errors import IdentityError, LocalProtocolError
 from ..stream import Sink, Stream
-from ..tcp import Delivery
 from .resume import SessionKey, Sessions, own_until, proven_until
 from .spiffe import SpiffeVerifier, identity_of_der
 

@@ -16,12 +16,12 @@ from netproxy.identity.tls import TlsStream
 from netproxy.stream import Stream
 from netproxy.tcp import HIGH_WATER, accepted, connected
 
-from .identity.ends import Ends, Mesh, Recorder, mesh_contexts, run, socket_pair, tcp_ends, tcp_pair, tls_ends
+from .identity.ends import LOOPS, Ends, Mesh, Recorder, mesh_contexts, run, socket_pair, tcp_ends, tcp_pair, tls_ends
 
 Open = Callable[[Recorder, Recorder], Awaitable[Ends]]
 CHUNK = 64 * 1024
 
-loops = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+loops = pytest.mark.parametrize("loop", list(LOOPS))
 sides = pytest.mark.parametrize("flip", [False, True], ids=["client-first", "server-first"])
 
 

@@ -10,20 +10,25 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import uvloop
 
+from netproxy import tcp
 from netproxy.addr import SpiffeId, spiffe_id
 from netproxy.config.shard import SvidShard
 from netproxy.identity.ca import CertificateAuthority
 from netproxy.identity.svid import issue_svid
 from netproxy.identity.tls import TlsStream, client_context, server_context
 from netproxy.stream import Stream
-from netproxy.tcp import TcpStream, accepted, connected
+from netproxy.tcp import accepted, connected
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "uvloop": uvloop.new_event_loop,
-    "asyncio": asyncio.new_event_loop,
+LOOPS: dict[str, tuple[Callable[[], asyncio.AbstractEventLoop], str]] = {
+    "uvloop": (uvloop.new_event_loop, "loop"),
+    "asyncio": (asyncio.new_event_loop, "loop"),
+    "native": (uvloop.new_event_loop, "native"),
+    "native on asyncio": (asyncio.new_event_loop, "native"),
 }
+"""With the streams that are used on each."""
 DAY_S = 86400.0
 WEB = spiffe_id("cluster.local", "shop", "web")
 REVIEWS = spiffe_id("cluster.local", "shop", "reviews")
@@ -38,8 +43,15 @@ def run(loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async with asyncio.timeout(60):
             await main()
 
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(guarded())
+    factory, streams = LOOPS[loop]
+    if streams not in tcp.STREAMS:
+        pytest.skip("native streams were not compiled")
+    tcp.use(streams)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(guarded())
+    finally:
+        tcp.use(tcp.STREAMS[0])
     assert not errors, errors
 
 
@@ -135,7 +147,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return client, server
 
 
-async def tcp_pair() -> tuple[TcpStream, TcpStream]:
+async def tcp_pair() -> tuple[Stream, Stream]:
     """Without sinks."""
     client, server = socket_pair()
     loop = asyncio.get_running_loop()

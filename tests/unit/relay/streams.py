@@ -41,7 +41,7 @@ from netproxy.relay.shared import SharedConnections
 from netproxy.relay.upstream import UpstreamHttp
 from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
-from netproxy.tcp import Delivery
+from netproxy.delivery import Delivery
 from netproxy.upstream.connect import Dialer
 from netproxy.upstream.pool import Pool
 
