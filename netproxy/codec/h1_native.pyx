@@ -69,6 +69,14 @@ cdef enum:
     T_CONNECTION
     T_UPGRADE
 
+# What Connection fields say, all of them together.
+cdef enum:
+    O_CLOSE = 1
+    O_KEEP_ALIVE = 2
+    O_UPGRADE = 4
+    O_FRAMES = 8
+    O_NO_TOKEN = 16
+
 # Content that is sent, beside octets by length.
 cdef enum:
     OUT_CHUNKED = -1
@@ -301,10 +309,12 @@ cdef class _Connection:
         return self._buffered()
 
     cpdef keep_spelling(self, bint on):
-        self._keep_spelling = on
+        if on != self._keep_spelling:
+            self._keep_spelling = on
+            self._spelling = {} if on else None
 
     cdef object _spelled(self):
-        return self._spelling if self._keep_spelling else None
+        return self._spelling
 
     cdef Py_ssize_t _buffered(self):
         return PyByteArray_GET_SIZE(self._buf) + (self._head_size if self._state == HEAD else 0)
@@ -420,7 +430,7 @@ cdef class _Connection:
         self._leading = 0
         self._started = False
         self._fields = []
-        self._spelling = {}
+        self._spelling = {} if self._keep_spelling else None
         self._hosts = self._lengths = self._codings = 0
         self._has_connection = self._has_upgrade = False
 
@@ -572,7 +582,7 @@ cdef class _Connection:
                 self._has_connection = True
             else:
                 self._has_upgrade = True
-        if self._keep_spelling:
+        if self._spelling is not None:
             self._spelling.setdefault(name, PyBytes_FromStringAndSize(<const char *>p, colon))
         self._fields.append((name, value))
         return 0
@@ -582,8 +592,7 @@ cdef class _Connection:
         cdef bint chunked
         cdef bint close = self._version is _V10
         cdef bint upgrade = False
-        cdef list headers = self._fields
-        cdef list options
+        cdef int options
         if self._lengths:
             if self._lengths > 1:
                 self._refuse(Rule.CONTENT_LENGTH_TWICE)
@@ -592,15 +601,12 @@ cdef class _Connection:
                 self._refuse(Rule.CONTENT_LENGTH)
         chunked = self._read_coding()
         if self._has_connection:
-            options = connection_options(headers)
-            for option in options:
-                if not is_token(option):
-                    self._refuse(Rule.CONNECTION)
-            if b"host" in options or b"content-length" in options:
+            options = _options(self._fields)
+            if options & (O_NO_TOKEN | O_FRAMES):
                 # Naming Host or Content-Length would make a relay that obeys drop them, and so change the message.
                 self._refuse(Rule.CONNECTION)
-            close = close or b"close" in options
-            upgrade = self._has_upgrade and self._version is _V11 and b"upgrade" in options
+            close = close or options & O_CLOSE
+            upgrade = self._has_upgrade and self._version is _V11 and options & O_UPGRADE
         if self._server:
             self._finish_request(events, octets, chunked, close, upgrade)
         else:
@@ -899,11 +905,11 @@ cdef class _Connection:
             return self._send_tunnelled(event)
         if self._out != OUT_BODY:
             raise LocalProtocolError(f"{type(event).__name__} without a head before it")
-        if isinstance(event, End):
+        if type(event) is End:
             return self._send_end()
         if self._out_trailers is not None:
             raise LocalProtocolError(f"{type(event).__name__} after trailers")
-        if isinstance(event, Trailers):
+        if type(event) is Trailers:
             self._out_trailers = _trailers_to_send(_at(event, 1))
             return []
         data = _at(event, 1)
@@ -923,7 +929,7 @@ cdef class _Connection:
         if not self._out_bodiless:
             if self._out_left == OUT_CHUNKED:
                 if self._out_trailers:
-                    out.append(b"0\r\n" + _lines(self._out_trailers, None) + b"\r\n")
+                    out.append(b"0\r\n" + _lines(self._out_trailers) + b"\r\n")
                 else:
                     out.append(b"0\r\n\r\n")
             elif self._out_left > 0:
@@ -935,15 +941,17 @@ cdef class _Connection:
 
     cdef list _settle_connection(self, list headers, bint has_connection):
         """Our Connection field and `must_close` say the same afterwards."""
-        cdef list options
+        cdef int options
         if not has_connection and not self._must_close:
             return headers
-        options = connection_options([(name.lower(), value) for name, value in headers]) if has_connection else []
-        if b"close" in options:
+        options = _options(headers) if has_connection else 0
+        if options & O_CLOSE:
             self._must_close = True
-        if self._must_close and (b"close" not in options or b"keep-alive" in options):
-            kept = [option for option in options if option not in (b"close", b"keep-alive")]
+        if self._must_close and (not options & O_CLOSE or options & O_KEEP_ALIVE):
+            kept = []
             if has_connection:
+                named = connection_options([(name.lower(), value) for name, value in headers])
+                kept = [option for option in named if option not in (b"close", b"keep-alive")]
                 headers = [field for field in headers if field[0].lower() != _N_CONNECTION]
             headers.append((_N_CONNECTION, b", ".join([*kept, b"close"])))
         return headers
@@ -970,11 +978,12 @@ cdef class H1NativeServer(_Connection):
     cpdef list send(self, stream_id, event):
         self._check_alive(stream_id)
         try:
-            if isinstance(event, (Data, End, Trailers)):
+            kind = type(event)
+            if kind is Data or kind is End or kind is Trailers:
                 return self._send_content(event)
-            if isinstance(event, ResponseHead):
+            if kind is ResponseHead:
                 return self._send_head(event)
-            if isinstance(event, Informational):
+            if kind is Informational:
                 return self._send_informational(event)
             raise LocalProtocolError(f"a server does not send {type(event).__name__}")
         except LocalProtocolError:
@@ -1059,11 +1068,12 @@ cdef class H1NativeClient(_Connection):
     cpdef list send(self, stream_id, event):
         self._check_alive(stream_id)
         try:
-            if isinstance(event, RequestHead):
+            kind = type(event)
+            if kind is RequestHead:
                 return self._send_head(event)
             if self._error is not None:
                 raise LocalProtocolError("the connection is broken")
-            if isinstance(event, (Data, End, Trailers)):
+            if kind is Data or kind is End or kind is Trailers:
                 return self._send_content(event)
             raise LocalProtocolError(f"a client does not send {type(event).__name__}")
         except LocalProtocolError:
@@ -1100,7 +1110,7 @@ cdef class H1NativeClient(_Connection):
         self._request_tunnel = method is _CONNECT or checked.asks_to_upgrade()
         self._start_head()
         self._state = HEAD
-        return [_head(method, b" ", target, b" HTTP/1.1\r\n", headers, _at(event, 5))]
+        return [_head(method, _SPACE, target, _VERSION_END, headers, _at(event, 5))]
 
 
 # --- what is sent
@@ -1120,7 +1130,7 @@ cdef class Outgoing:
     cdef bint asks_to_upgrade(self):
         if not (self.has_upgrade and self.has_connection):
             return False
-        return b"upgrade" in connection_options([(name.lower(), value) for name, value in self.headers])
+        return _options(self.headers) & O_UPGRADE
 
 
 cdef Outgoing _checked(fields):
@@ -1205,42 +1215,132 @@ cdef list _without_framing(list headers):
 
 
 cdef bytes _response_head(int status, list headers, spelling):
-    return _head(b"HTTP/1.1 ", b"%d " % status, REASON_PHRASES.get(status, _EMPTY), b"\r\n", headers, spelling)
+    return _head(_STATUS_LINE, _status_text(status), REASON_PHRASES.get(status, _EMPTY), _CRLF, headers, spelling)
+
+
+cdef bytes _STATUS_LINE = b"HTTP/1.1 "
+cdef bytes _VERSION_END = b" HTTP/1.1\r\n"
+cdef bytes _SPACE = b" "
+cdef bytes _CRLF = b"\r\n"
+cdef list _STATUS_TEXTS = [b"%d " % status for status in range(1000)]
+
+
+cdef bytes _status_text(int status):
+    return <bytes>_STATUS_TEXTS[status]  # 100 to 999: checked
 
 
 cdef bytes _head(bytes a, bytes b, bytes c, bytes d, list headers, spelling):
     """The first line from its four parts, the fields, an empty line."""
-    return b"".join((a, b, c, d, _lines(headers, spelling), b"\r\n"))
+    cdef char *out
+    cdef bytes made
+    headers = _spelled(headers, spelling)
+    made = PyBytes_FromStringAndSize(
+        NULL,
+        PyBytes_GET_SIZE(a) + PyBytes_GET_SIZE(b) + PyBytes_GET_SIZE(c) + PyBytes_GET_SIZE(d) + _lines_size(headers) + 2,
+    )
+    out = _put(_put(_put(_put(PyBytes_AS_STRING(made), a), b), c), d)
+    out = _put_lines(out, headers)
+    out[0] = 13
+    out[1] = 10
+    return made
 
 
-cdef bytes _lines(list headers, spelling):
+cdef inline char *_put(char *out, bytes part) noexcept:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(part)
+    memcpy(out, PyBytes_AS_STRING(part), size)
+    return out + size
+
+
+cdef list _spelled(list headers, spelling):
+    return [(spelling.get(field[0], field[0]), field[1]) for field in headers] if spelling else headers
+
+
+cdef Py_ssize_t _lines_size(list headers):
     cdef Py_ssize_t size = 0
     cdef bytes name
     cdef bytes value
-    cdef char *out
-    cdef bytes made
-    if spelling:
-        headers = [(spelling.get(field[0], field[0]), field[1]) for field in headers]
     for name, value in headers:
         size += PyBytes_GET_SIZE(name) + PyBytes_GET_SIZE(value) + 4
-    made = PyBytes_FromStringAndSize(NULL, size)
-    out = PyBytes_AS_STRING(made)
+    return size
+
+
+cdef char *_put_lines(char *out, list headers):
+    """At `out` there is room for `_lines_size`."""
+    cdef bytes name
+    cdef bytes value
     for name, value in headers:
-        size = PyBytes_GET_SIZE(name)
-        memcpy(out, PyBytes_AS_STRING(name), size)
-        out += size
+        out = _put(out, name)
         out[0] = 58
         out[1] = 32
-        size = PyBytes_GET_SIZE(value)
-        memcpy(out + 2, PyBytes_AS_STRING(value), size)
-        out += size + 2
+        out = _put(out + 2, value)
         out[0] = 13
         out[1] = 10
         out += 2
+    return out
+
+
+cdef bytes _lines(list headers):
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, _lines_size(headers))
+    _put_lines(PyBytes_AS_STRING(made), headers)
     return made
 
 
 # --- pieces of heads
+
+
+cdef int _options(list headers) except -1:
+    """Of all Connection fields (O_...), whatever the case of names. Empty list elements count for nothing."""
+    cdef int found = 0
+    cdef bytes name
+    cdef bytes value
+    cdef const unsigned char *p
+    cdef Py_ssize_t n, start, end, i
+    for name, value in headers:
+        if name is not _N_CONNECTION and not (
+            PyBytes_GET_SIZE(name) == 10 and _same(<const unsigned char *>PyBytes_AS_STRING(name), b"connection", 10)
+        ):
+            continue
+        p = <const unsigned char *>PyBytes_AS_STRING(value)
+        n = PyBytes_GET_SIZE(value)
+        start = 0
+        while start < n:
+            end = start
+            while end < n and p[end] != 44:
+                end += 1
+            i = end
+            while start < i and (p[start] == 32 or p[start] == 9):
+                start += 1
+            while i > start and (p[i - 1] == 32 or p[i - 1] == 9):
+                i -= 1
+            if i > start:
+                found |= _option(p + start, i - start)
+            start = end + 1
+    return found
+
+
+cdef int _option(const unsigned char *p, Py_ssize_t n) noexcept:
+    cdef Py_ssize_t i
+    for i in range(n):
+        if not _TCHAR[p[i]]:
+            return O_NO_TOKEN
+    if n == 5 and _same(p, b"close", 5):
+        return O_CLOSE
+    if n == 10 and _same(p, b"keep-alive", 10):
+        return O_KEEP_ALIVE
+    if n == 7 and _same(p, b"upgrade", 7):
+        return O_UPGRADE
+    if (n == 4 and _same(p, b"host", 4)) or (n == 14 and _same(p, b"content-length", 14)):
+        return O_FRAMES
+    return 0
+
+
+cdef bint _same(const unsigned char *p, const char *text, Py_ssize_t n) noexcept:
+    """`text` is in lower case."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if _LOWER[p[i]] != <unsigned char>text[i]:
+            return False
+    return True
 
 
 cdef bytes _stripped(const unsigned char *p, Py_ssize_t n):
