@@ -17,7 +17,6 @@ class Delivery:
     `hold`. `more` is called whenever reading from below may go on.
     """
 
-
     def __init__(self, sink: Sink | None, more: Callable[[], None]) -> None:
         self.target = sink
         self.ready = sink is not None

@@ -24,7 +24,7 @@ from .errors import LocalProtocolError
 from .stream import HIGH_WATER, Sink, Stream
 
 try:
-    from . import tcp_native
+    from netproxy import tcp_native
 except ImportError:
     tcp_native = None  # type: ignore[assignment]  # it was not compiled: no compiler at the installation
 
@@ -38,6 +38,7 @@ def use(streams: str) -> None:
     if streams not in STREAMS:
         raise ValueError(f"no streams {streams!r} here, there are: {', '.join(STREAMS)}")
     _in_use["streams"] = streams
+
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

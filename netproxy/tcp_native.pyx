@@ -217,7 +217,7 @@ cdef _Poller _poller_of(loop):
 
 
 cdef class TcpStream:
-    """Made by `adopt`."""
+    """Made by `tcp.accepted` and `tcp.connected`. The socket has to be connected and non-blocking."""
 
     cdef object __weakref__
     cdef readonly Delivery delivery
@@ -563,8 +563,3 @@ cdef class TcpStream:
     def _tell(self):
         error, self._error = self._error, None
         self.delivery.lost(error)
-
-
-def adopt(loop, sock, sink=None, *, high_water=HIGH_WATER):
-    """The stream of a connected, non-blocking socket, whose descriptor it takes. Raises OSError."""
-    return TcpStream(loop, sock, sink, high_water=high_water)

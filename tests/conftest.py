@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import subprocess
 import time
@@ -29,6 +30,19 @@ SESSION_VARIABLE = "NETPROXY_TEST_SESSION"
 
 LEAK_PATIENCE_S = 5.0
 """What a test has stopped may still be exiting."""
+
+
+# --- what is compiled
+
+
+def pytest_sessionstart() -> None:
+    """A module that was compiled before its source changed would be tested in the place of the source."""
+    built = TESTS.parent / ".venv" / ".built"  # by tools/setup
+    for line in built.read_text().splitlines() if built.exists() else ():
+        digest, _, name = line.partition("  ")
+        path = TESTS.parent / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            pytest.exit(f"{name} has changed since it was compiled: make setup", returncode=2)
 
 
 # --- markers and skips

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     # A unit is a folder or a module directly in netproxy/. It may import itself and what stands here: a whole unit
     # ("codec"), or one module of it ("config.shard"). First the path of a request, then that of a change.
     "accept": PLAIN | {"config.shard", "stream", "tcp"},
-    "identity": PLAIN | {"config.shard", "stream", "tcp"},
+    "identity": PLAIN | {"config.shard", "delivery", "stream", "tcp"},
     "codec": {"errors"},
     "decide": PLAIN | {"codec.events", "config.shard", "pattern"},
     "upstream": PLAIN | {"config.shard", "identity", "stream", "tcp"},
@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "attachments": {"channel", "holder"},
     "channel": {"errors", "settings"},
     "child": {"channel", "log", "settings"},
+    "delivery": {"stream"},
     "dump": {"config", "errors"},
     "errors": set(),
     "holder": set(),
@@ -79,7 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     "state": {"addr", "log"},
     "steering": PLAIN | {"config.snapshot"},
     "stream": set(),
-    "tcp": {"addr", "errors", "stream"},
+    "tcp": {"addr", "delivery", "errors", "stream"},
 }
 
 REDIRECT_USERS = ("netproxy.pods", "netproxy.steering", "netproxy.cli")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ def run(main: Callable[[Resolver, Forwarder, Counts], Awaitable[None]], **mesh: 
 
     with asyncio.Runner() as runner:
         runner.get_loop()
+        gc.collect()  # what other tests left
         before = len(os.listdir("/proc/self/fd"))
         runner.run(guarded())
         assert len(os.listdir("/proc/self/fd")) == before

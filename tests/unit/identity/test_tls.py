@@ -30,7 +30,7 @@ from netproxy.identity.tls import (
 from netproxy.stream import Sink
 from netproxy.tcp import accepted
 
-from .ends import LOOPS, DAY_S, REVIEWS, WEB, Mesh, Recorder, mesh_contexts, run, tcp_pair, tls_ends
+from .ends import DAY_S, LOOPS, REVIEWS, WEB, Mesh, Recorder, mesh_contexts, run, tcp_pair, tls_ends
 
 loops = pytest.mark.parametrize("loop", list(LOOPS))
 

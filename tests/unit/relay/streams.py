@@ -29,6 +29,7 @@ from netproxy.config.shard import (
     WorkloadShard,
 )
 from netproxy.decide.route import EndpointState, PortTable, Tables
+from netproxy.delivery import Delivery
 from netproxy.errors import LocalProtocolError, Reason, UpstreamError
 from netproxy.observe.access import AccessLogger
 from netproxy.observe.record import Parties, Recorder
@@ -41,7 +42,6 @@ from netproxy.relay.shared import SharedConnections
 from netproxy.relay.upstream import UpstreamHttp
 from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
-from netproxy.delivery import Delivery
 from netproxy.upstream.connect import Dialer
 from netproxy.upstream.pool import Pool
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,7 @@ def run(main: Callable[[Bench], Awaitable[None]]) -> None:
 
     with asyncio.Runner() as runner:
         runner.get_loop()
+        gc.collect()  # what other tests left
         before = len(os.listdir("/proc/self/fd"))
         runner.run(guarded())
         assert len(os.listdir("/proc/self/fd")) == before
