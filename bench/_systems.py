@@ -104,6 +104,7 @@ class Place:
             "client_ip": self.client.ip,
             "client_netns": self.client.path,
             "server_netns": self.server.path,
+            "resumption": "true" if self.name == "netproxy-resuming" else "false",
             "mesh_http": "http1" if self.name == "netproxy-http1" else "auto",
             "payload": "x" * PAYLOAD,
             "answer_headers": " ".join(f"add_header x-answer-{n:02} value-{n:02};" for n in range(HEADERS)),
@@ -392,7 +393,7 @@ def make_system(name: str, place: Place) -> System:
     """Raises Absent when this checkout or machine has no such thing."""
     if name == "origin":
         return Origin(place)
-    if name in ("netproxy", "netproxy-http1"):
+    if name in ("netproxy", "netproxy-http1", "netproxy-resuming"):
         # By name: an agent without its native engine must not stand here as if it had it.
         return Netproxy(place, name, "native" if has_engines() else "")
     if name == "netproxy-reference":
@@ -402,7 +403,7 @@ def make_system(name: str, place: Place) -> System:
     return Peer(place, name)
 
 
-NAMES = ("origin", "netproxy", "netproxy-http1", "netproxy-reference", *PROGRAMS)
+NAMES = ("origin", "netproxy", "netproxy-http1", "netproxy-resuming", "netproxy-reference", *PROGRAMS)
 
 
 def version(name: str) -> str:

@@ -98,7 +98,7 @@ def test_render() -> None:
 def test_configurations_name_only_what_there_is() -> None:
     values = {
         "folder", "certificates", "name", "workers", "port", "tls_port", "origin_1", "origin_2", "vip", "node",
-        "client_ip", "client_netns", "server_netns", "payload", "answer_headers", "mesh_http",
+        "client_ip", "client_netns", "server_netns", "payload", "answer_headers", "mesh_http", "resumption",
     }  # fmt: skip
     for path in CONFIGS.iterdir():
         assert set(re.findall(r"@([a-z_0-9]+)@", path.read_text())) <= values, path.name
