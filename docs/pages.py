@@ -24,12 +24,13 @@ def edits() -> str:
 
 
 def reasons() -> str:
-    """Every reason with its status and flag."""
+    """Every reason with its statuses and flag."""
     rows = [
-        f"| `{reason.name}` | {info.status or '(reset)'} | `{info.flag}` | `{info.details}` | {info.title} |"
+        f"| `{reason.name}` | {info.status or '(reset)'} | {info.grpc.name} | "
+        f"`{info.flag}` | `{info.details}` | {info.title} |"
         for reason, info in REASONS.items()
     ]
-    return "\n".join(["| reason | status | flag | details | |", "|---|---|---|---|---|", *rows])
+    return "\n".join(["| reason | status | gRPC | flag | details | |", "|---|---|---|---|---|---|", *rows])
 
 
 PARTS = {"edits": edits, "reasons": reasons}

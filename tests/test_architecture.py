@@ -111,6 +111,7 @@ PURE = (
     "netproxy/errors.py",
     "netproxy/pattern.py",
     "netproxy/relay/exchange.py",
+    "netproxy/relay/grpc.py",
     "netproxy/stream.py",
     "netproxy/upstream/health.py",
     "netproxy/upstream/pool.py",

@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     """The last attempt's connection had served others before."""
     connect_s: float = -1.0
     head_s: float = -1.0
+    grpc_status: int = -1
+    """-1: it is not gRPC, or ended without one."""
 
 
 @dataclass(slots=True)
@@ -254,6 +256,8 @@ def _line(entry: Entry, began: float, fixed: Fixed, limit: int) -> bytes:
             out.append(f'"response_code":{request.outcome.status}')
         if request.outcome.responded:
             details = details.replace("_before_", "_after_")
+        if request.outcome.grpc_status >= 0:
+            out.append(f'"grpc_status":{request.outcome.grpc_status}')
     if details:
         out.append(f'"response_code_details":"{details}"')
     out.append(

@@ -37,6 +37,7 @@ REQUEST_LABELS = (
     "code",
     "flag",
     "reason",
+    "grpc_status",
 )
 CONNECTION_LABELS = (
     "reporter",
@@ -91,12 +92,15 @@ class Recorder:
         numbers: tuple[float, int, int],
         *,
         protocol: str = "http/1.1",
+        grpc_status: int = -1,
     ) -> None:
-        """`numbers`: duration in seconds, octets of request body, octets of response body. `protocol`: the client's."""
-        key = (REQUESTS, parties, security, status, reason, protocol)
+        """`numbers`: duration in seconds, octets of request body, octets of response body. `protocol`: the client's.
+        `grpc_status`: 0 to 16, -1 for what is not gRPC or ended without one."""
+        key = (REQUESTS, parties, security, status, reason, protocol, grpc_status)
         row = self._rows.get(key)
         if row is None:
-            labels = (*parties, protocol, security, str(status), reason.info.flag, reason.name)
+            grpc = str(grpc_status) if grpc_status >= 0 else ""
+            labels = (*parties, protocol, security, str(status), reason.info.flag, reason.name, grpc)
             row = self._row(REQUESTS, key, labels)
         duration_us = int(numbers[0] * 1e6)
         cells = self.arena.cells

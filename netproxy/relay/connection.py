@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..codec.events import ConnectionClosed, Data, End, Event, RequestHead, Reset, Trailers
 from ..codec.h1 import H1Limits, H1Server, server_engine
-from ..errors import LocalProtocolError, Reason, RemoteProtocolError
+from ..errors import Grpc, LocalProtocolError, Reason, RemoteProtocolError
 from ..observe.access import Outcome
 from ..stream import Stream
 from .exchange import problem
@@ -284,12 +284,23 @@ class HttpConnection:
         self._activity = self.services.now()
         self.stream.close()
 
-    def answer(self, reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0) -> int:
+    def answer(
+        self,
+        reason: Reason,
+        detail: str,
+        decided_by: str,
+        tried: Sequence[str],
+        status: int = 0,
+        *,
+        as_grpc: Grpc | None = None,
+    ) -> int:
         """Our own complete response. Returns its status."""
-        head, body = problem(reason, detail, decided_by, tried, status=status, date=self.services.date())
+        date = self.services.date()
+        head, body = problem(reason, detail, decided_by, tried, status=status, date=date, as_grpc=as_grpc)
         try:
             self.send(head)
-            self.send(Data(1, body))
+            if body:
+                self.send(Data(1, body))
             self.send(End(1))
         except LocalProtocolError:
             self.stream.abort()

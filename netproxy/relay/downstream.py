@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..codec.events import Event
-from ..errors import Reason
+from ..errors import Grpc, Reason
 from .services import Facts, Services
 
 if TYPE_CHECKING:
@@ -47,7 +47,16 @@ class Downstream(Protocol):
     def send(self, event: Event) -> None:
         """Of stream 1, whatever its number is to the client. Raises LocalProtocolError."""
 
-    def answer(self, reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0) -> int:
+    def answer(
+        self,
+        reason: Reason,
+        detail: str,
+        decided_by: str,
+        tried: Sequence[str],
+        status: int = 0,
+        *,
+        as_grpc: Grpc | None = None,
+    ) -> int:
         """Our own complete response. Returns its status."""
 
     def announce_close(self) -> None:

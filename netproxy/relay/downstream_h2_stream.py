@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..codec import h2
 from ..codec.events import Data, End, Event, Informational, RequestHead, RequestRefused, ResponseHead, Trailers
-from ..errors import LocalProtocolError, Reason
+from ..errors import Grpc, LocalProtocolError, Reason
 from ..observe.access import Outcome
 from .exchange import fields_for_http2, problem, response_for_http2
 from .facts import parties, security
@@ -230,11 +230,22 @@ class Http2Stream:
         self._engine.send(self._id, event)
         self._connection.sent(0)
 
-    def answer(self, reason: Reason, detail: str, decided_by: str, tried: Sequence[str], status: int = 0) -> int:
-        head, body = problem(reason, detail, decided_by, tried, status=status, date=self.services.date())
+    def answer(
+        self,
+        reason: Reason,
+        detail: str,
+        decided_by: str,
+        tried: Sequence[str],
+        status: int = 0,
+        *,
+        as_grpc: Grpc | None = None,
+    ) -> int:
+        date = self.services.date()
+        head, body = problem(reason, detail, decided_by, tried, status=status, date=date, as_grpc=as_grpc)
         try:
             self.send(head)
-            self.send(Data(1, body))
+            if body:
+                self.send(Data(1, body))
             self.send(End(1))
         except LocalProtocolError:
             self.reset()

@@ -69,6 +69,12 @@ To and from HTTP/2 (RFC 9113 section 8; a request that breaks its rules is refus
   a ``sec-websocket-key`` of ours. 101 is its 200, without ``sec-websocket-accept``; any other 2xx is answered 502.
 * ``via`` says ``2``.
 
+gRPC (POST with content-type ``application/grpc``):
+
+* ``grpc-timeout`` is what is left of it for the endpoint, or of the route's request timeout where that ends earlier.
+* A response of HTTP/2 that breaks off is ended by trailers with ``grpc-status`` and ``grpc-message``, if its head has
+  no ``content-length``.
+
 1xx answers and trailers pass without ``x-forwarded-client-cert`` and ``x-netproxy-reason``: no agent sends them there.
 Trailers that have no chunked body to follow are dropped. `request` says which 1xx answers pass.
 """
@@ -83,7 +89,8 @@ from typing import Literal, NamedTuple
 from ..codec.events import Headers, RequestHead, ResponseHead
 from ..codec.strict import asks_to_upgrade
 from ..decide.match import Request
-from ..errors import Reason
+from ..errors import Grpc, Reason
+from .grpc import error_fields, sentence
 
 XFCC = b"x-forwarded-client-cert"
 REASON_HEADER = b"x-netproxy-reason"
@@ -348,10 +355,28 @@ def headers_for_match(headers: Headers) -> dict[str, str]:
 
 
 def problem(
-    reason: Reason, detail: str, decided_by: str, tried: Sequence[str], *, status: int = 0, date: bytes = b""
+    reason: Reason,
+    detail: str,
+    decided_by: str,
+    tried: Sequence[str],
+    *,
+    status: int = 0,
+    date: bytes = b"",
+    as_grpc: Grpc | None = None,
 ) -> tuple[ResponseHead, bytes]:
-    """Head and body of our own answer (RFC 9457). `status` overrides the reason's. `date`: the present, as in Date."""
+    """Head and body of our own answer (RFC 9457). `status` overrides the reason's. `date`: the present, as in Date.
+    `as_grpc`: the status for a gRPC client, whose answer has no body."""
     info = reason.info
+    if as_grpc is not None:
+        fields = [
+            (b"content-type", b"application/grpc"),
+            (b"content-length", b"0"),
+            *error_fields(as_grpc, sentence(reason, detail, decided_by)),
+            (REASON_HEADER, info.flag.encode()),
+        ]
+        if date:
+            fields.append((b"date", date))
+        return ResponseHead(1, 200, fields), b""
     status = status or info.status
     body: dict[str, object] = {"type": "about:blank", "title": info.title, "status": status, "reason": reason.name}
     if detail:

@@ -11,8 +11,11 @@ other, each way ends by itself with its sender's end of stream, and when both ha
 then on it is checked, drained and aborted as `tcp.TcpRelay` is, and it is one request still, counted at its end.
 
 It ends exactly once, in `_finish`, with exactly one Reason. Before the response has started a failure is
-answered (problem+json); after that the downstream connection is reset, since a clean close could pass for a
-complete body.
+answered (problem+json, or as gRPC does); after that the downstream connection is reset, since a clean close could pass
+for a complete body (of gRPC, see there).
+
+The deadline of a gRPC request is its grpc-timeout or the route's request timeout, what ends earlier, from the end of
+its head; what the endpoint is told is what is left of it.
 
 An exchange in which no octet moves for `idle_timeout_s` ends, so a slow body or a slow reader that moves at all goes
 on: it costs a connection on both sides, and no memory.
@@ -26,6 +29,7 @@ The upstream is a connection of HTTP/1.1 that it has for itself, or a stream of 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..addr import ServiceKey
@@ -40,7 +44,7 @@ from ..codec.events import (
     Trailers,
 )
 from ..decide.route import Choice
-from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
+from ..errors import Grpc, LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
 from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1
 from ..observe.access import Outcome
 from ..observe.record import Parties
@@ -62,6 +66,17 @@ from .exchange import (
 )
 from .expect import CONTINUE, Expectation
 from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
+from .grpc import (
+    NO_STATUS,
+    error_fields,
+    is_grpc,
+    may_end_early,
+    sentence,
+    status_of,
+    status_of_reset,
+    timeout_s,
+    with_timeout,
+)
 from .logged import Ended, log_request
 from .replay import Replay
 from .shared import Wanted
@@ -84,12 +99,16 @@ class Exchange:
         "_choice",
         "_connected_at",
         "_connection",
+        "_deadline",
         "_done",
         "_ended",
+        "_ends_early",
         "_expectation",
         "_failed",
+        "_grpc_status",
         "_head",
         "_head_at",
+        "_is_grpc",
         "_key",
         "_moved_in",
         "_moved_out",
@@ -138,6 +157,12 @@ class Exchange:
         """While it waits for a shared connection, under `_key`."""
         self._timer: asyncio.TimerHandle | None = None
         self._status = 0
+        self._is_grpc = is_grpc(head)
+        self._grpc_status = NO_STATUS
+        self._deadline = 0.0
+        """Of a request that has a grpc-timeout; 0.0: none."""
+        self._ends_early = False
+        """Trailers of ours can end the response that has begun."""
         self._moved_in = self._moved_out = 0
         # For the access log, the times only while it is on.
         self._attempts = 0
@@ -159,6 +184,8 @@ class Exchange:
             return
         if expected:
             self._expectation = Expectation(self._say_continue)
+        if self._is_grpc and not self._set_deadline():
+            return
         try:
             if facts.egress is not None:
                 self._targets = Targets(self._services, facts, http_permission(self._services, facts, self._head))
@@ -174,6 +201,20 @@ class Exchange:
             self._go(self._choice)
         else:
             self._aim()
+
+    def _set_deadline(self) -> bool:
+        """False: it can't be read, or has passed."""
+        try:
+            seconds = timeout_s(self._head.headers)
+        except ValueError as exc:
+            self._refuse(Reason.DOWNSTREAM_PROTOCOL, str(exc))
+            return False
+        if seconds > 0:
+            self._deadline = self._started + seconds
+            self._timer = self._services.loop.call_later(seconds, self._deadline_passed, seconds)
+        elif not seconds:
+            self._refuse(Reason.UPSTREAM_TIMEOUT, "the grpc-timeout is 0")
+        return bool(seconds)
 
     def _aim(self) -> None:
         """Outside of the mesh an endpoint may have to be found first."""
@@ -201,9 +242,15 @@ class Exchange:
 
     def _go(self, choice: Choice) -> None:
         choice.endpoint.outstanding += 1
-        timeout_s = choice.request_timeout_s
-        if timeout_s and self._timer is None:
-            self._timer = self._services.loop.call_later(timeout_s, self._request_timeout, timeout_s)
+        most_s = choice.request_timeout_s
+        if most_s and self._deadline:
+            ends = self._services.now() + most_s
+            if ends < self._deadline and self._timer is not None:
+                self._deadline = ends
+                self._timer.cancel()
+                self._timer = None
+        if most_s and self._timer is None:
+            self._timer = self._services.loop.call_later(most_s, self._request_timeout, most_s)
         self._connect(choice)
 
     def _connect(self, choice: Choice) -> None:
@@ -398,6 +445,8 @@ class Exchange:
         elif self._upstream is not None:
             if self._replay is not None:
                 self._replay.keep(event)
+            if self._deadline and type(event) is RequestHead:
+                event = with_timeout(event, self._deadline - self._services.now())
             try:
                 self._upstream.send(event)
             except LocalProtocolError as exc:
@@ -437,7 +486,7 @@ class Exchange:
             self._finish(reason, reset=True, detail=exc.detail)
         else:
             self._connection.announce_close()
-            self._status = self._connection.answer(reason, exc.detail, "", (), exc.status)
+            self._status = self._answer(reason, exc.detail, "", (), exc.status)
             self._finish(reason, must_close=True, detail=exc.detail)
 
     def downstream_gone(self, reason: Reason = Reason.DOWNSTREAM_CLOSED, detail: str = "") -> None:
@@ -479,6 +528,9 @@ class Exchange:
                     if self._expectation is None or self._expectation.passes(event.status):
                         self._connection.send(event._replace(headers=without_ours(event.headers)))
                 case Trailers():
+                    if self._is_grpc:
+                        self._grpc_status = status_of(event.headers)
+                        self._ends_early = False
                     if headers := without_ours(event.headers):
                         self._connection.send(Trailers(1, headers))
                 case Reset():
@@ -498,6 +550,9 @@ class Exchange:
             # An early answer ends the connection, since the rest of the body is not wanted: say so.
             self._connection.announce_close()
         self._status = event.status
+        if self._is_grpc:
+            self._grpc_status = status_of(event.headers)
+            self._ends_early = self._connection.protocol == "http/2" and may_end_early(event)
         if self._services.access.on:
             self._head_at = self._services.now()
         edits = ResponseEdits(
@@ -535,7 +590,7 @@ class Exchange:
             upstream.abort()
             self._finish(Reason.OK, must_close=True)
 
-    def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False) -> None:
+    def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False, code: int = -1) -> None:
         """The upstream ended or broke before the response was complete."""
         was, self._upstream = self._upstream, None
         again = self._replay.take(untouched=untouched) if self._replay is not None else None
@@ -549,7 +604,7 @@ class Exchange:
             else:
                 self._dial()
             return
-        self._fail(reason, detail)
+        self._fail(reason, detail, status_of_reset(code) if code >= 0 else None)
 
     # -- ends ---------------------------------------------------------------------------------------
 
@@ -583,26 +638,62 @@ class Exchange:
         self._timer = None
         self._fail(Reason.UPSTREAM_TIMEOUT, f"not answered within {timeout_s:g} s")
 
+    def _deadline_passed(self, seconds: float) -> None:
+        self._timer = None
+        self._fail(Reason.UPSTREAM_TIMEOUT, f"not answered within its grpc-timeout of {seconds:g} s")
+
+    def _answer(
+        self,
+        reason: Reason,
+        detail: str,
+        decided_by: str,
+        tried: Sequence[str],
+        status: int = 0,
+        *,
+        as_grpc: Grpc | None = None,
+    ) -> int:
+        """Our own, in the place of a response. `as_grpc`: instead of the reason's status."""
+        if not self._is_grpc:
+            as_grpc = None
+        elif as_grpc is None:
+            as_grpc = reason.info.grpc
+        if as_grpc is not None:
+            self._grpc_status = int(as_grpc)
+        return self._connection.answer(reason, detail, decided_by, tried, status, as_grpc=as_grpc)
+
+    def _break_off(self, reason: Reason, detail: str, as_grpc: Grpc) -> None:
+        """The response has begun and can't go on. Who reads nothing gets a reset: trailers would wait, too."""
+        reset = not self._ends_early or reason is Reason.IDLE_TIMEOUT
+        if not reset:
+            try:
+                self._connection.send(Trailers(1, error_fields(as_grpc, sentence(reason, detail, ""))))
+                self._connection.send(End(1))
+                self._grpc_status = int(as_grpc)
+            except LocalProtocolError:
+                reset = True
+        self._finish(reason, reset=reset, detail=detail)
+
     def _refuse(self, reason: Reason, detail: str, decided_by: str = "", status: int = 0) -> None:
         # Nobody knows whether a client that waits for 100 sends its content after this.
         must_close = self._expectation is not None or status == 417
         if must_close:
             self._connection.announce_close()
-        self._status = self._connection.answer(reason, detail, decided_by, (), status)
+        self._status = self._answer(reason, detail, decided_by, (), status)
         self._finish(reason, must_close=must_close, detail=detail, decided_by=decided_by)
 
-    def _fail(self, reason: Reason, detail: str) -> None:
+    def _fail(self, reason: Reason, detail: str, as_grpc: Grpc | None = None) -> None:
+        """`as_grpc`: what a gRPC client is told instead of the reason's status."""
         if self._done:
             return
         self._drop_upstream()
         if self._response_started:
-            self._finish(reason, reset=True, detail=detail)
+            self._break_off(reason, detail, reason.info.grpc if as_grpc is None else as_grpc)
             return
         tried = [str(self._key.endpoint)] if self._key is not None else []
         decided_by = self._choice.rule if self._choice is not None else self._targets.title if self._targets else ""
         if not self._request_sent:
             self._connection.announce_close()
-        self._status = self._connection.answer(reason, detail, decided_by, tried)
+        self._status = self._answer(reason, detail, decided_by, tried, as_grpc=as_grpc)
         self._finish(reason, must_close=not self._request_sent, detail=detail)
 
     def _drop_upstream(self) -> None:
@@ -623,6 +714,8 @@ class Exchange:
         if self._done:
             return
         self._done = True
+        if self._is_grpc and self._grpc_status == NO_STATUS and reason is not Reason.OK:
+            self._grpc_status = int(reason.info.grpc)
         if self._timer is not None:
             self._timer.cancel()
         if self._expectation is not None:
@@ -633,7 +726,9 @@ class Exchange:
         duration_s = self._services.now() - self._started
         who = (parties(facts, self._services, self._choice), security(facts, self._choice))
         numbers = (duration_s, self._moved_in, self._moved_out)
-        self._services.recorder.request(*who, self._status, reason, numbers, protocol=self._connection.protocol)
+        self._services.recorder.request(
+            *who, self._status, reason, numbers, protocol=self._connection.protocol, grpc_status=self._grpc_status
+        )
         if self._services.access.on:
             self._log(who, reason, duration_s, (detail, decided_by))
         if reset:
@@ -652,6 +747,7 @@ class Exchange:
             self._reused,
             self._connected_at - self._started if self._connected_at else -1.0,
             self._head_at - self._started if self._head_at else -1.0,
+            self._grpc_status,
         )
         ended = Ended(reason, why[0], duration_s, (self._moved_in, self._moved_out), outcome, why[1])
         request_id = next((value for name, value in self._sent_head.headers if name == b"x-request-id"), b"")

@@ -34,8 +34,9 @@ class Requester(Protocol):
 
     def response(self, event: Event) -> None: ...
 
-    def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False) -> None:
-        """It is over before its time. `untouched`: the endpoint says that it has not begun with the request."""
+    def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False, code: int = -1) -> None:
+        """It is over before its time. `untouched`: the endpoint says that it has not begun with the request. `code`: of
+        HTTP/2, with which the endpoint reset it; -1: it did not."""
 
 
 class Upstream(Protocol):

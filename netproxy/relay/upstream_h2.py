@@ -524,7 +524,8 @@ class Http2Request:
     def _was_reset(self, connection: Http2Connection, event: Reset) -> None:
         connection.over(self._stream_id)
         reason = Reason.UPSTREAM_PROTOCOL if event.ours else Reason.UPSTREAM_CLOSED
-        self.gone(reason, f"{connection.key.endpoint}: {event.detail}", untouched=event.untouched)
+        code = -1 if event.ours else event.code
+        self.gone(reason, f"{connection.key.endpoint}: {event.detail}", untouched=event.untouched, code=code)
 
     def transport_writable(self, ok: bool) -> None:
         connection, exchange = self._connection, self._exchange
@@ -541,7 +542,7 @@ class Http2Request:
             self._full = False
             exchange.upstream_writable(True)
 
-    def gone(self, reason: Reason, detail: str, *, untouched: bool = False) -> None:
+    def gone(self, reason: Reason, detail: str, *, untouched: bool = False, code: int = -1) -> None:
         exchange, self._exchange, self._connection = self._exchange, None, None
         if exchange is not None:
-            exchange.upstream_gone(reason, detail, untouched=untouched)
+            exchange.upstream_gone(reason, detail, untouched=untouched, code=code)

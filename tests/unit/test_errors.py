@@ -8,6 +8,7 @@ import pytest
 from netproxy.errors import (
     REASONS,
     ConfigError,
+    Grpc,
     IdentityError,
     LocalProtocolError,
     NetproxyError,
@@ -54,6 +55,28 @@ def test_titles_are_distinct() -> None:
 )
 def test_statuses_that_were_promised(reason: Reason, status: int) -> None:
     assert reason.info.status == status
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        (Reason.OK, Grpc.OK),
+        # Gateway API, GRPCRoute.
+        (Reason.NO_ROUTE, Grpc.UNIMPLEMENTED),
+        (Reason.BACKEND_INVALID, Grpc.UNAVAILABLE),
+        (Reason.NO_HEALTHY_ENDPOINT, Grpc.UNAVAILABLE),
+        (Reason.UPSTREAM_TIMEOUT, Grpc.DEADLINE_EXCEEDED),
+        (Reason.MTLS_REQUIRED, Grpc.PERMISSION_DENIED),
+        (Reason.HEAD_TOO_LARGE, Grpc.RESOURCE_EXHAUSTED),
+        (Reason.INTERNAL, Grpc.INTERNAL),
+    ],
+)
+def test_grpc_statuses(reason: Reason, status: Grpc) -> None:
+    assert reason.info.grpc is status
+
+
+def test_only_what_is_done_is_ok_to_grpc() -> None:
+    assert [reason for reason in Reason if reason.info.grpc is Grpc.OK] == [Reason.OK]
 
 
 def test_the_tree() -> None:

@@ -91,8 +91,8 @@ def test_requests_of_all_workers(bench: Bench) -> None:
     requests = bench.named("netproxy_requests_total")
     common = dict(zip(REQUEST_LABELS, (*WHO, "http/1.1", "mutual_tls"), strict=False))
     assert requests == {
-        frozenset({**common, "code": "200", "flag": "-", "reason": "OK"}.items()): 2,
-        frozenset({**common, "code": "404", "flag": "NR", "reason": "NO_ROUTE"}.items()): 1,
+        frozenset({**common, "code": "200", "flag": "-", "reason": "OK", "grpc_status": ""}.items()): 2,
+        frozenset({**common, "code": "404", "flag": "NR", "reason": "NO_ROUTE", "grpc_status": ""}.items()): 1,
     }
     # What lasts and how much is not kept by status.
     assert bench.named("netproxy_request_bytes_total") == {frozenset(common.items()): 21}

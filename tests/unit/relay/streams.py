@@ -229,6 +229,7 @@ class Entry:
     reason: Reason
     numbers: tuple[float, int, int]
     protocol: str = "http/1.1"
+    grpc_status: int = -1
 
 
 class ListRecorder(Recorder):
@@ -249,9 +250,10 @@ class ListRecorder(Recorder):
         numbers: tuple[float, int, int],
         *,
         protocol: str = "http/1.1",
+        grpc_status: int = -1,
     ) -> None:
-        super().request(parties, security, status, reason, numbers, protocol=protocol)
-        self.entries.append(Entry(parties, security, status, reason, numbers, protocol))
+        super().request(parties, security, status, reason, numbers, protocol=protocol, grpc_status=grpc_status)
+        self.entries.append(Entry(parties, security, status, reason, numbers, protocol, grpc_status))
 
     def connection_closed(self, parties: Parties, security: str, reason: Reason, moved: tuple[int, int]) -> None:
         super().connection_closed(parties, security, reason, moved)
