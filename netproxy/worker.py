@@ -22,7 +22,7 @@ import time
 import uvloop
 
 from .accept.listener import Accepted, Listener
-from .addr import WorkloadKey
+from .addr import SpiffeId, WorkloadKey
 from .arena import GAUGE_POOLED, GAUGE_UPSTREAM, ArenaWriter
 from .channel import ChannelBroken, Message
 from .child import Joined, drop_privileges, join
@@ -138,6 +138,9 @@ class Worker:
             case "unshard":
                 self._services.tables.drop(fields["key"])
                 self._names.drop(fields["key"])
+                kind, _, identity = fields["key"].partition("/")
+                if kind == "svid":
+                    self._contexts.drop(SpiffeId(identity))
                 if debugging():
                     debug(f"{fields['key']}: gone")
             case "access_log":

@@ -81,7 +81,7 @@ class _Kept(NamedTuple):
 
 
 class Sessions:
-    """A client's, least recently used dropped: about 3 KiB each. `now` is Unix time, as certificates have it."""
+    """A client's, least recently used dropped: 7 KiB each. `now` is Unix time, as certificates have it."""
 
     def __init__(self, limit: int, now: Callable[[], float]) -> None:
         self._limit = limit
