@@ -37,4 +37,6 @@ def http2(name: str, doc: str | None, path: str, *options: str, shape: str) -> Q
             system, lambda: h2load(system.client, system.url + path, asked.seconds, "-m8", *options, clients=4)
         )
 
-    return Question(name, first_line(doc), (shape,), ("origin", "netproxy", *PROXIES, "nghttpx"), put)
+    return Question(
+        name, first_line(doc), (shape,), ("origin", "netproxy", "netproxy-reference", *PROXIES, "nghttpx"), put
+    )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench._systems import PROGRAMS, first_version, has_engines, version
+from bench._systems import PROGRAMS, first_version, version
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,6 @@ def machine(systems: Iterable[str]) -> dict[str, object]:
         "cpu": cpu_model(Path("/proc/cpuinfo").read_text()),
         "cores": os.cpu_count() or 1,
         "kernel": platform.release(),
-        "http1_engine": "native" if has_engines() else "reference, there is no other",
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": {
             "netproxy": _commit(),

@@ -92,7 +92,7 @@ def results(documents: Iterable[Document], texts: Mapping[str, str], command: st
             f"- Command: `{command}`",
             f"- From {machine['date']} to {last['date']}",
             f"- Versions: {', '.join(f'{name} {text}' for name, text in sorted(versions.items()))}",
-            f"- HTTP/1 engine of the system `netproxy`: {machine['http1_engine']}",
+            "- Engines of HTTP/1 and HTTP/2: native, of the system `netproxy-reference` h11 and h2",
             "",
             "Each figure is the median of the rounds, with minimum and maximum. A ratio is taken within a round, where "
             "both systems met the same machine. CPU is user and system time of all processes of a system, client and "

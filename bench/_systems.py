@@ -8,6 +8,13 @@ crosses one loopback and one veth pair with every one of them; what netproxy has
 connection tracking, which are part of what it costs. Questions with TLS between proxies ("both legs") put a second
 instance of the peer into the origin's pod; netproxy's one agent does both legs there.
 
+What they are asked to do is the same: four rules, by header and by path, two endpoints of which the less busy of two
+random ones is taken, x-forwarded-for and a new x-request-id in each request, no access log. HTTP/2 from the client
+(shape h2) goes on in HTTP/1.1, gRPC (shape grpc) in HTTP/2, with all of them. Exceptions: Envoy makes fields of its
+own; nghttpx takes endpoints in turn, knows no rules by header and makes no x-request-id. Fields for tracing
+(traceparent) are not asked of the peers, who can't all make them without a collector or a further module; like
+x-forwarded-proto and metrics for each pair of workloads, they are part of what netproxy costs.
+
 What is counted is all processes of a system: of netproxy supervisor, brain and workers, of nginx master and workers.
 Client and origin are not, except for the system `origin`, which is the origin with no proxy before it.
 """
@@ -15,14 +22,12 @@ Client and origin are not, except for the system `origin`, which is the origin w
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +110,7 @@ class Place:
             "client_netns": self.client.path,
             "server_netns": self.server.path,
             "resumption": "true" if self.name == "netproxy-resuming" else "false",
+            "app_protocol": "kubernetes.io/h2c" if self.shape == "grpc" else "http",
             "mesh_http": "http1" if self.name == "netproxy-http1" else "auto",
             "payload": "x" * PAYLOAD,
             "answer_headers": " ".join(f"add_header x-answer-{n:02} value-{n:02};" for n in range(HEADERS)),
@@ -222,16 +228,17 @@ class Origin:
         self.place.end()
 
 
-ENGINE_OPTION = "--http1-engine"
+ANSWERS = {"grpc": ("/bench.Echo/Unary", "--http2-prior-knowledge"), "h2": ("/api/small", "--http2-prior-knowledge")}
+"""By shape, where a proxy that is ready answers, and options of curl. Others as HTTP/1.1."""
 
 
 @dataclass
 class Netproxy:
-    """A node agent. `engine`: of HTTP/1, "" leaves it to the agent."""
+    """A node agent. `engine`: of HTTP/1 and HTTP/2, by name: what was not compiled must not pass for what was."""
 
     place: Place
     name: str = "netproxy"
-    engine: str = ""
+    engine: str = "native"
     agent: Agent | None = None
 
     @property
@@ -244,12 +251,10 @@ class Netproxy:
 
     def start(self) -> None:
         place = self.place
-        if place.shape == "grpc":
-            raise Absent("not measured with netproxy yet: its origin here is declared as HTTP/1.1")
         meshed = place.shape in ("mtls", "handshakes", "tls")
         config = place.render("netproxy-meshed.yaml" if meshed else "netproxy.yaml")
         self.agent = Agent(place.stage, place.node, config, workers=place.workers, drain_s=0.5)
-        self.agent.start(*([ENGINE_OPTION, self.engine] if self.engine else []))
+        self.agent.start("--http1-engine", self.engine, "--http2-engine", self.engine)
         assert self.agent.process is not None
         place.processes.append(self.agent.process)
         try:
@@ -258,7 +263,8 @@ class Netproxy:
         except TimeoutError as exc:
             raise Absent(f"{exc}: {self.agent.tail(6)}") from None
         try:
-            place.wait_answer(self.client, f"{self.url}/api/small")
+            path, *options = ANSWERS.get(place.shape, ("/api/small",))
+            place.wait_answer(self.client, self.url + path, *options)
         except Absent as exc:
             raise Absent(f"{exc}; the agent: {self.agent.tail(6)}") from None
 
@@ -274,16 +280,6 @@ class Netproxy:
 
     def stop(self) -> None:
         self.place.end()
-
-
-@functools.cache
-def has_engines() -> bool:
-    """Whether this checkout's agent can be told which HTTP/1 engine to use. Else it has the reference only."""
-    done = subprocess.run(
-        [sys.executable, "-m", "netproxy", "run", "--help"],
-        capture_output=True, text=True, check=False, cwd=CONFIGS.parent.parent, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    return ENGINE_OPTION in done.stdout
 
 
 @dataclass(frozen=True)
@@ -376,11 +372,9 @@ class Peer:
             options = ["--cacert", str(files / "ca.pem"), "--cert", str(files / "leaf.pem"), "--key"]
             options += [str(files / "leaf.key"), "--resolve", f"{NAME}:{TLS_PORT}:127.0.0.1"]
             place.wait_answer(self.client, f"https://{NAME}:{TLS_PORT}/api/small", *options)
-        elif shape == "grpc":
-            place.wait_answer(self.client, f"{self.url}/bench.Echo/Unary", "--http2-prior-knowledge")
         else:
-            http2 = ["--http2-prior-knowledge"] if shape == "h2" else []
-            place.wait_answer(self.client, f"{self.url}/api/small", *http2)
+            path, *options = ANSWERS.get(shape, ("/api/small",))
+            place.wait_answer(self.client, self.url + path, *options)
 
     def pids(self) -> list[int]:
         return _proc.tree(process.pid for process in self.processes)
@@ -390,15 +384,12 @@ class Peer:
 
 
 def make_system(name: str, place: Place) -> System:
-    """Raises Absent when this checkout or machine has no such thing."""
+    """Not started yet."""
     if name == "origin":
         return Origin(place)
     if name in ("netproxy", "netproxy-http1", "netproxy-resuming"):
-        # By name: an agent without its native engine must not stand here as if it had it.
-        return Netproxy(place, name, "native" if has_engines() else "")
+        return Netproxy(place, name)
     if name == "netproxy-reference":
-        if not has_engines():
-            raise Absent("this checkout has one HTTP/1 engine, the reference, and netproxy runs it")
         return Netproxy(place, name, "reference")
     return Peer(place, name)
 

@@ -21,6 +21,7 @@ def put(standing: Standing, options: Options) -> Round:
 
 
 QUESTION = Question(
-    "grpc_unary", first_line(__doc__), ("grpc",), ("origin", "netproxy", *PROXIES, "nghttpx"), put
+    "grpc_unary", first_line(__doc__), ("grpc",),
+    ("origin", "netproxy", "netproxy-reference", *PROXIES, "nghttpx"), put,
 )  # fmt: skip
 main = QUESTION.main

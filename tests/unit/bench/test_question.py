@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import __main__, _all, _systems
+from bench import __main__, _all
 from bench._question import Question, parse_options, turns
-from bench._systems import CONFIGS, PROGRAMS, Absent, make_system, render
+from bench._systems import CONFIGS, PROGRAMS, Place, render
+from examples.stage import Pod, Stage
+from netproxy.config.load import load
+from netproxy.config.shard import ServiceShard
+from netproxy.config.snapshot import Context
 
 NAMES = __main__.names()
 QUESTIONS: list[Question] = [
@@ -99,12 +105,20 @@ def test_configurations_name_only_what_there_is() -> None:
     values = {
         "folder", "certificates", "name", "workers", "port", "tls_port", "origin_1", "origin_2", "vip", "node",
         "client_ip", "client_netns", "server_netns", "payload", "answer_headers", "mesh_http", "resumption",
+        "app_protocol",
     }  # fmt: skip
     for path in CONFIGS.iterdir():
         assert set(re.findall(r"@([a-z_0-9]+)@", path.read_text())) <= values, path.name
 
 
-def test_the_reference_needs_a_choice_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_systems, "has_engines", lambda: False)
-    with pytest.raises(Absent, match="one HTTP/1 engine"):
-        make_system("netproxy-reference", None)  # type: ignore[arg-type]
+@pytest.mark.parametrize("shape", ["http", "grpc", "mtls"])
+def test_netproxys_objects_are_all_accepted(shape: str, tmp_path: Path) -> None:
+    """Without one that was rejected a run would go on, under other conditions."""
+    stage, node = Stage("none", tmp_path, nodes=0), SimpleNamespace(netns="node-a")
+    pods = [Pod(stage, name, node, [f"10.0.0.{n}"]) for n, name in enumerate(("c", "s"), 1)]  # type: ignore[arg-type]
+    place = Place(stage, node, "netproxy", shape, 1, *pods, tmp_path)  # type: ignore[arg-type]
+    file = place.render("netproxy-meshed.yaml" if shape == "mtls" else "netproxy.yaml")
+    snapshot = load(file, Context("node-a"))
+    assert snapshot.rejected == ()
+    (service,) = (shard for shard in snapshot.shards.values() if isinstance(shard, ServiceShard))
+    assert service.ports[0].http_version == ("2" if shape == "grpc" else "1.1")

@@ -13,7 +13,7 @@ from bench._report import cell, charted, ratio_rows, results, rows, table
 from bench._systems import first_version
 
 MACHINE = {
-    "cpu": "A CPU", "cores": 2, "kernel": "6.1", "date": "2026-01-02 03:04 UTC", "http1_engine": "native",
+    "cpu": "A CPU", "cores": 2, "kernel": "6.1", "date": "2026-01-02 03:04 UTC",
     "versions": {"nginx": "1.22.1", "envoy": ""},
 }  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_results() -> None:
     assert "- Command: `make bench FULL=1`" in text
     assert "2026-01-02 03:04 UTC" in text
     assert "- Versions: nginx 1.22.1\n" in text
-    assert "engine of the system `netproxy`: native" in text
+    assert "Engines of HTTP/1 and HTTP/2: native" in text
     assert "What it asks." in text
     assert "| haproxy | 0.25 | 1.50 (1.25..61.70) |" in text
     assert "![http1_small](charts/http1_small.svg)" in text
