@@ -106,6 +106,7 @@ class Http2Connection:
         "idle_since",
         "is_up",
         "key",
+        "peer_ended",
         "stream",
         "was_told",
     )
@@ -118,6 +119,8 @@ class Http2Connection:
         self.idle_since = now
         self.is_up = False
         """It is in the pool, or was."""
+        self.peer_ended = False
+        """Streams that are reset since then are so by that alone."""
         self._shared = shared
         self._engine: h2.H2Client = h2.client_engine(client_limits(shared.services.tables.mesh))
         self._requests: dict[int, Http2Request] = {}
@@ -240,6 +243,7 @@ class Http2Connection:
 
     def eof_received(self) -> None:
         if not self._closing_at:
+            self.peer_ended = True
             self._receive(b"", self._shared.services.now())
 
     def writable(self, ok: bool) -> None:
@@ -524,7 +528,7 @@ class Http2Request:
     def _was_reset(self, connection: Http2Connection, event: Reset) -> None:
         connection.over(self._stream_id)
         reason = Reason.UPSTREAM_PROTOCOL if event.ours else Reason.UPSTREAM_CLOSED
-        code = -1 if event.ours else event.code
+        code = -1 if event.ours or connection.peer_ended else event.code
         self.gone(reason, f"{connection.key.endpoint}: {event.detail}", untouched=event.untouched, code=code)
 
     def transport_writable(self, ok: bool) -> None:

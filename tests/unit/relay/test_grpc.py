@@ -356,10 +356,11 @@ def test_a_deadline_that_passes_cancels_upstream(begun: bool) -> None:
 @both_engines
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(
-    ("code", "status"), [(Code.INTERNAL_ERROR, 13), (Code.ENHANCE_YOUR_CALM, 8), (Code.CANCEL, 1), (None, 14)]
+    ("code", "status"),
+    [(Code.INTERNAL_ERROR, 13), (Code.ENHANCE_YOUR_CALM, 8), (Code.CANCEL, 1), ("ends", 14), ("resets", 14)],
 )
-def test_an_endpoint_that_breaks_off(begun: bool, code: Code | None, status: int) -> None:
-    """By a reset, or (None) with its connection."""
+def test_an_endpoint_that_breaks_off(begun: bool, code: Code | str, status: int) -> None:
+    """By a reset, or with its connection."""
 
     async def main() -> None:
         world = grpc_world()
@@ -368,8 +369,10 @@ def test_an_endpoint_that_breaks_off(begun: bool, code: Code | None, status: int
         head = await endpoint.request()
         if begun:
             await endpoint.say(head.stream_id, ResponseHead(head.stream_id, 200, [TYPE]), Data(head.stream_id, MESSAGE))
-        if code is not None:
+        if isinstance(code, Code):
             await endpoint.reset(head.stream_id, code)
+        elif code == "ends":
+            endpoint.stream.peer_ends()
         else:
             endpoint.stream.peer_resets()
         answer = await client.answer(stream_id)
