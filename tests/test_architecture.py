@@ -112,6 +112,7 @@ PURE = (
     "netproxy/pattern.py",
     "netproxy/relay/exchange.py",
     "netproxy/relay/grpc.py",
+    "netproxy/relay/trace.py",
     "netproxy/stream.py",
     "netproxy/upstream/health.py",
     "netproxy/upstream/pool.py",
