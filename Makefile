@@ -11,7 +11,7 @@ PY := .venv/bin/python
 # `su` without `-` keeps the PATH of a user, who has neither nft nor ip in it.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help setup demo test bench lint fmt docs clean
+.PHONY: help setup demo test fuzz bench lint fmt docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
@@ -25,6 +25,9 @@ demo: setup ## run the example mesh; KEEP=1 leaves it running (root)
 
 test: setup ## run the tests; ARGS='-m "not kernel" -k pool' goes to pytest
 	@$(PY) -m pytest $(ARGS)
+
+fuzz: setup ## play changed messages to both HTTP engines, a minute each; FUZZ_S=600 for longer
+	@$(PY) -m tests.fuzz --seconds $(or $(FUZZ_S),60) $(ARGS)
 
 bench: ## measure beside nginx, HAProxy, nghttpx and Envoy, 15 minutes; FULL=1 takes longer and writes bench/RESULTS.md (root)
 	@tools/setup bench

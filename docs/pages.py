@@ -9,6 +9,7 @@ import inspect
 import re
 from pathlib import Path
 
+from docs import differences
 from netproxy.config import reference
 from netproxy.errors import REASONS
 from netproxy.relay import exchange
@@ -33,7 +34,7 @@ def reasons() -> str:
     return "\n".join(["| reason | status | gRPC | flag | details | |", "|---|---|---|---|---|---|", *rows])
 
 
-PARTS = {"edits": edits, "reasons": reasons}
+PARTS = {"edits": edits, "reasons": reasons, "differences": differences.page}
 
 
 def written(text: str) -> str:

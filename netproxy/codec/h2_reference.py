@@ -885,7 +885,8 @@ class _Connection:
                 self._stream_error(stream, Rule.WINDOW_OVERFLOW)
                 return
             stream.out_window += increment
-        self._library.feed(raw)
+        # Without the reserved bit, which h2 takes for part of the number (RFC 9113 section 6.9: it is ignored).
+        self._library.feed(raw[:9] + increment.to_bytes(4, "big"))
         self._may_pump = True
 
 

@@ -1,6 +1,6 @@
 """The native HTTP/1 engine against the reference, step by step: events, octets, refusals and condition are the same.
 
-Where the two may differ is written down here (`DIFFERENCES`), with the clause; nothing else may.
+Nothing may differ. Where both differ from the library as it comes is in `docs.differences`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from netproxy.errors import LocalProtocolError, RemoteProtocolError
 
 from ..unit.codec.playing import CORPUS, NEXT_REQUEST, NEXT_RESPONSE, cuts_in_two, merged, octets
 from ..unit.codec.test_h1_properties import RESPONSE_SEEDS, SEEDS, broken, cut, requests, responses, sizes
-
-DIFFERENCES: dict[str, str] = {}
-"""Where the native engine is stricter: what, and the clause. None."""
 
 SMALL = H1Limits(max_head_bytes=200, max_headers=4, max_trailer_bytes=60, max_pipelined_bytes=80)
 SERVERS = (H1ReferenceServer, H1NativeServer)
@@ -72,16 +69,15 @@ def condition(engine: Any) -> tuple[Any, ...]:
 # --- octets
 
 limits = st.sampled_from([None, SMALL])
-answers = st.sampled_from(
-    [
-        [ResponseHead(1, 404, [(b"content-length", b"0")]), End(1)],
-        [ResponseHead(1, 200, []), Data(1, b"hi"), Trailers(1, [(b"x", b"y")]), End(1)],
-        [Informational(1, 100, []), ResponseHead(1, 204, []), End(1)],
-        [ResponseHead(1, 200, [(b"connection", b"close")]), Data(1, b"hi"), End(1)],
-        [ResponseHead(1, 101, [(b"connection", b"upgrade"), (b"upgrade", b"x")]), Data(1, b"hi"), End(1)],
-        [],
-    ]
-)
+ANSWERS: list[list[Event]] = [
+    [ResponseHead(1, 404, [(b"content-length", b"0")]), End(1)],
+    [ResponseHead(1, 200, []), Data(1, b"hi"), Trailers(1, [(b"x", b"y")]), End(1)],
+    [Informational(1, 100, []), ResponseHead(1, 204, []), End(1)],
+    [ResponseHead(1, 200, [(b"connection", b"close")]), Data(1, b"hi"), End(1)],
+    [ResponseHead(1, 101, [(b"connection", b"upgrade"), (b"upgrade", b"x")]), Data(1, b"hi"), End(1)],
+    [],
+]
+answers = st.sampled_from(ANSWERS)
 
 
 def play_server(parts: list[bytes], answer: list[Event], limits: H1Limits | None, keep: bool) -> None:

@@ -1,6 +1,7 @@
 """The native HTTP/2 engine against the reference, step by step: same events, frames, refusals and condition.
 
-Where the two may differ is written down here (`DIFFERENCES`), with the clause; nothing else may.
+Nothing may differ. Where both differ from the library as it comes is in `docs.differences`. An engine is free in how it
+compresses a header block, and where it cuts its output into pieces.
 """
 
 from __future__ import annotations
@@ -19,10 +20,6 @@ from netproxy.codec.h2_reference import H2ReferenceClient, H2ReferenceServer
 from netproxy.codec.h2_strict import KIB, PREFACE, Frame, H2Limits
 from netproxy.errors import LocalProtocolError, RemoteProtocolError
 from tests.unit.codec import h2_frames as h2f
-
-DIFFERENCES: dict[str, str] = {}
-"""What native refuses and the reference does not, by the clause: nothing. An engine is free in how it compresses a
-header block, and where it cuts its output into pieces."""
 
 SERVERS = (H2NativeServer, H2ReferenceServer)
 CLIENTS = (H2NativeClient, H2ReferenceClient)

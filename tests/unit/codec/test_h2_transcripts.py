@@ -22,7 +22,7 @@ from netproxy.codec.events import (
 )
 from netproxy.codec.h2 import PREFACE, Code, H2Client, H2Limits, H2Server, client_engine, server_engine
 from netproxy.codec.h2_strict import Flag, Frame, Rule, Setting
-from netproxy.errors import LocalProtocolError, RemoteProtocolError
+from netproxy.errors import LocalProtocolError
 
 from .h2_frames import (
     CLIENT_START,
@@ -131,6 +131,8 @@ TO_SERVERS: dict[str, tuple[bytes, list[Event]]] = {
     "settings and pings": (settings((Setting.MAX_CONCURRENT_STREAMS, 5), (99, 1)) + ping() + headers(1, end=True),
                            [PeerSettings(5, False), head(), End(1)]),
     "goaway": (goaway(0, 2, b"why"), [GoAway(0, 2, "INTERNAL_ERROR b'why'")]),
+    "reserved bit of a window": (frame(Frame.WINDOW_UPDATE, 0, 0, b"\x80\x00\x00\x07") + headers(1, end=True),
+                                 [head(), End(1)]),
 }  # fmt: skip
 
 
@@ -180,6 +182,8 @@ def test_what_a_client_receives(name: str) -> None:
     wire, expected = TO_CLIENTS[name]
     for parts in ([wire], octets(wire), *cuts_in_two(wire), [wire + b"\x00\x00"]):
         assert play(asked(head(method=b"POST")), parts) == Outcome(expected)
+    more = play(asked(head(method=b"POST")), [wire + ping() + b"\x00\x00"])
+    assert more == Outcome(expected)
 
 
 def test_the_end_of_the_stream() -> None:
@@ -250,7 +254,10 @@ def test_a_request_that_breaks_a_rule_leaves_the_others_alone(name: str) -> None
     expected = [STARTED, head(method=b"POST"), Reset(3, rule.detail, rule.code, ours=True), Data(1, b"hi"), End(1)]
     assert play(engine, [wire]) == Outcome(expected)
     assert codes(written(engine), Frame.RST_STREAM) == [rule.code]
-    assert play(server_engine(), octets(wire)) == Outcome(expected)
+    behind = Outcome([*expected, head(5), End(5)])
+    assert play(server_engine(), [wire + headers(5, end=True) + b"\x00"]) == behind
+    for parts in (octets(wire), *cuts_in_two(wire)):
+        assert play(server_engine(), parts) == Outcome(expected)
 
 
 REFUSED_RESPONSES: dict[str, tuple[bytes, Rule]] = {
@@ -280,7 +287,7 @@ REFUSED_RESPONSES: dict[str, tuple[bytes, Rule]] = {
 @pytest.mark.parametrize("name", REFUSED_RESPONSES)
 def test_an_answer_that_breaks_a_rule_leaves_the_others_alone(name: str) -> None:
     wire, rule = REFUSED_RESPONSES[name]
-    for parts in ([wire], octets(wire)):
+    for parts in ([wire], octets(wire), *cuts_in_two(wire)):
         engine = asked(head(1, b"POST"), head(3))
         assert play(engine, parts).events[-1] == Reset(1, rule.detail, rule.code, ours=True)
         assert codes(written(engine), Frame.RST_STREAM) == [rule.code]
@@ -288,6 +295,8 @@ def test_an_answer_that_breaks_a_rule_leaves_the_others_alone(name: str) -> None
         # What is still on its way is ignored.
         assert play(engine, [data(1, b"late"), rst(1)]) == Outcome([])
         assert written(engine) == []
+    behind = play(asked(head(1, b"POST"), head(3)), [wire + headers(3, RESPONSE) + b"\x00"])
+    assert behind.events[-2:] == [Reset(1, rule.detail, rule.code, ours=True), ResponseHead(3, 200, [], b"2")]
 
 
 def test_content_of_an_answer_to_head() -> None:
@@ -355,7 +364,7 @@ BROKEN: dict[str, tuple[bytes, Rule]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_ends_the_connection(name: str) -> None:
     wire, rule = BROKEN[name]
-    for parts in ([wire], octets(wire), [wire + headers(9, end=True)]):
+    for parts in ([wire], octets(wire), *cuts_in_two(wire), [wire + headers(9, end=True)]):
         engine = server_engine()
         assert play(engine, parts).detail == rule.detail
         frames = written(engine)
@@ -379,11 +388,11 @@ BROKEN_ANSWERS: dict[str, tuple[bytes, Rule]] = {
 @pytest.mark.parametrize("name", BROKEN_ANSWERS)
 def test_what_ends_a_clients_connection(name: str) -> None:
     wire, rule = BROKEN_ANSWERS[name]
-    engine = asked()
-    with pytest.raises(RemoteProtocolError) as error:
-        engine.receive(wire)
-    assert error.value.detail == rule.detail
-    assert codes(written(engine), Frame.GOAWAY) == [rule.code]
+    for parts in ([wire], octets(wire), *cuts_in_two(wire), [wire + headers(1, RESPONSE)]):
+        engine = asked()
+        assert play(engine, parts) == Outcome([], rule.detail)
+        assert codes(written(engine), Frame.GOAWAY) == [rule.code]
+        assert engine.must_close and engine.receive(wire) == []
 
 
 # --- sent
