@@ -47,7 +47,7 @@ class EngineChoice(Generic[Server, Client, Limits]):
         """The engine that this means: ``auto``, or one of `names`. ValueError when there is no such engine."""
         name = self.names[0] if wanted == "auto" else wanted
         if name not in self._kinds:
-            raise ValueError(f"no {self._protocol} engine {name!r} here, there is: {', '.join(self.names)}")
+            raise ValueError(f"no {self._protocol} engine {str(name)!r} here, there is: {', '.join(self.names)}")
         return name
 
     def use(self, wanted: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import pytest
 
 from netproxy.codec import h1, h2
@@ -42,3 +44,12 @@ def test_what_is_made_is_of_the_engine_in_use(engine: str) -> None:
         "native": [H1NativeServer, H1NativeClient, H2NativeServer, H2NativeClient],
         "reference": [H1ReferenceServer, H1ReferenceClient, H2ReferenceServer, H2ReferenceClient],
     }[engine]
+
+
+def test_what_is_wanted_is_called_by_its_name() -> None:
+    class Option(enum.StrEnum):
+        native = "native"
+
+    choice = EngineChoice("HTTP/7", native=None, reference=REFERENCE)
+    with pytest.raises(ValueError, match="no HTTP/7 engine 'native' here"):
+        choice.chosen(Option.native)
