@@ -21,9 +21,9 @@ refused, since "no match" might lead it elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from ..codec.events import Headers
 from ..config.shard import Match, Rule
 from ..errors import Reason, Refused
 from ..pattern import compile_pattern
@@ -38,14 +38,55 @@ Comparison = Callable[[str], bool]
 """Of a text whose characters are octets (Latin-1)."""
 
 
-class Request(NamedTuple):
-    """What rules look at. All texts are octets as Latin-1; `headers` as `headers_for_match` makes them."""
+class Request:
+    """What rules look at. All texts are octets as Latin-1."""
 
-    path: str
-    headers: dict[str, str]
-    query: str = ""
-    """Without its ``?``, not decoded."""
-    method: str = "GET"
+    __slots__ = ("_fields", "_headers", "_host", "_parameters", "method", "path", "query")
+
+    def __init__(
+        self,
+        path: str,
+        headers: dict[str, str] | None,
+        query: str = "",
+        method: str = "GET",
+        *,
+        fields: Headers = (),  # type: ignore[assignment]
+        host: bytes = b"",
+    ) -> None:
+        """`query`: without its ``?``, not decoded. `headers` as `headers_for_match` makes them; without, `fields` are
+        those that were received, and `host` replaces theirs if it is not empty: most requests meet no rule that looks.
+        """
+        self.path = path
+        self.query = query
+        self.method = method
+        self._headers = headers
+        self._fields = fields
+        self._host = host
+        self._parameters: dict[str, str] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        found = self._headers
+        if found is None:
+            found = self._headers = headers_for_match(self._fields)
+            if self._host:
+                found["host"] = self._host.decode("latin-1")
+        return found
+
+    def parameters(self) -> dict[str, str]:
+        """Of the query, by name."""
+        if self._parameters is None:
+            self._parameters = first_values(self.query)
+        return self._parameters
+
+
+def headers_for_match(headers: Headers) -> dict[str, str]:
+    """Lower-case names; the values of a repeated field joined by ``,`` (RFC 9110 section 5.3)."""
+    out: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        out[key] = f"{out[key]},{text}" if key in out else text
+    return out
 
 
 def first_values(query: str) -> dict[str, str]:
@@ -101,16 +142,17 @@ class _Rest:
         self._query = [(_octets(wanted.name), compare(wanted.kind, wanted.value)) for wanted in match.query]
         self.asks = bool(self._method or self._headers or self._query)
 
-    def matches(self, request: Request, parameters: Callable[[], dict[str, str]]) -> bool:
+    def matches(self, request: Request) -> bool:
         if self._method and self._method != request.method:
             return False
-        headers = request.headers
-        for name, compare in self._headers:
-            value = headers.get(name)
-            if value is None or not compare(value):
-                return False
+        if self._headers:
+            headers = request.headers
+            for name, compare in self._headers:
+                value = headers.get(name)
+                if value is None or not compare(value):
+                    return False
         if self._query:
-            found = parameters()
+            found = request.parameters()
             for name, compare in self._query:
                 value = found.get(name)
                 if value is None or not compare(value):
@@ -167,14 +209,6 @@ class Prepared:
         """The first rule that the request matches. Raises Refused with HEAD_TOO_LARGE, see `MAX_WORK`."""
         path = request.path
         self._work.left = MAX_WORK
-        found: dict[str, str] | None = None
-
-        def parameters() -> dict[str, str]:
-            nonlocal found
-            if found is None:
-                found = first_values(request.query)
-            return found
-
         for kind, text, directory, expression, rest, rule in self._matches:
             if kind == _PREFIX:
                 if not path.startswith(directory) and path != text:
@@ -184,6 +218,6 @@ class Prepared:
                     continue
             elif expression is not None and not expression(path):
                 continue
-            if rest is None or rest.matches(request, parameters):
+            if rest is None or rest.matches(request):
                 return rule
         return None

@@ -10,7 +10,6 @@ Who wins among rules is decided when the snapshot is built; here the first match
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
 from ..config.shard import (
@@ -81,16 +80,27 @@ class PortTable:
         self.cycles: dict[str, WeightedCycle] = {}
 
 
-class Choice(NamedTuple):
+class Choice:
     """Where a request goes, and what decided so."""
 
-    service: ServiceKey
-    """The backend's; "" for a destination that is no service."""
-    endpoint: EndpointState
-    rule: str
-    request_timeout_s: float
-    http_version: HttpVersion = ""
-    """What the endpoint is spoken to in; "": as the request came."""
+    __slots__ = ("endpoint", "http_version", "request_timeout_s", "rule", "service")
+
+    def __init__(
+        self,
+        service: ServiceKey,
+        endpoint: EndpointState,
+        rule: str,
+        request_timeout_s: float,
+        http_version: HttpVersion = "",
+    ) -> None:
+        """`service`: the backend's, "" for a destination that is no service. `http_version`: what the endpoint is
+        spoken to in, "" as the request came.
+        """
+        self.service = service
+        self.endpoint = endpoint
+        self.rule = rule
+        self.request_timeout_s = request_timeout_s
+        self.http_version = http_version
 
 
 class Tables:
@@ -98,6 +108,8 @@ class Tables:
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
+        self.version = 0
+        """Grows with each change of anything."""
         self.mesh = MeshShard()
         self.http1_in_http2 = True
         """Between agents."""
@@ -120,6 +132,7 @@ class Tables:
     # -- changes ------------------------------------------------------------------------------------
 
     def put(self, shard: Shard) -> None:
+        self.version += 1
         match shard:
             case ServiceShard():
                 self._put_service(shard)
@@ -141,6 +154,7 @@ class Tables:
                 self.egress_version += 1
 
     def drop(self, key: str) -> None:
+        self.version += 1
         kind, _, name = key.partition("/")
         if kind == "service":
             self._drop_service(ServiceKey(name), keep=frozenset())
@@ -275,15 +289,18 @@ class Tables:
         return [first, *(state for state in left if state is not first)] if first is not None else []
 
     def _backend(self, port: PortTable, rule: Rule, families: frozenset[int]) -> Choice:
-        # Pieces of one rule share its name and so its sequence; new weights begin a new one.
-        weights = tuple(backend.weight for backend in rule.backends)
-        cycle = port.cycles.get(rule.name)
-        if cycle is None or cycle.weights != weights:
-            cycle = port.cycles[rule.name] = WeightedCycle(weights, self._random())
-        index = cycle.next()
-        if index < 0:
-            raise Refused(Reason.BACKEND_INVALID, "the rule has no backend with a weight", rule.name)
-        backend = rule.backends[index]
+        backends = rule.backends
+        index = 0
+        if len(backends) != 1 or not backends[0].weight:
+            # Pieces of one rule share its name and so its sequence; new weights begin a new one.
+            weights = tuple(backend.weight for backend in backends)
+            cycle = port.cycles.get(rule.name)
+            if cycle is None or cycle.weights != weights:
+                cycle = port.cycles[rule.name] = WeightedCycle(weights, self._random())
+            index = cycle.next()
+            if index < 0:
+                raise Refused(Reason.BACKEND_INVALID, "the rule has no backend with a weight", rule.name)
+        backend = backends[index]
         if backend.invalid:
             raise Refused(Reason.BACKEND_INVALID, backend.invalid, rule.name)
         target = self.ports.get((backend.service, backend.port))

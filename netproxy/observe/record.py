@@ -70,9 +70,25 @@ class Parties(NamedTuple):
     destination_service: str
 
 
+class Who:
+    """Whose requests are counted, and the row of the last one: mostly the next one ends alike."""
+
+    __slots__ = ("grpc_status", "parties", "protocol", "reason", "row", "security", "status")
+
+    def __init__(self, parties: Parties, security: str) -> None:
+        self.parties = parties
+        self.security = security
+        self.row = -1
+        self.status = 0
+        self.reason = Reason.OK
+        self.protocol = ""
+        self.grpc_status = -1
+
+
 class Recorder:
     def __init__(self, arena: ArenaWriter) -> None:
         self.arena = arena
+        self._cells = arena.cells
         self._rows: dict[tuple[object, ...], int] = {}
 
     def _row(self, kind: int, key: tuple[object, ...], labels: tuple[str, ...]) -> int:
@@ -96,19 +112,45 @@ class Recorder:
     ) -> None:
         """`numbers`: duration in seconds, octets of request body, octets of response body. `protocol`: the client's.
         `grpc_status`: 0 to 16, -1 for what is not gRPC or ended without one."""
-        key = (REQUESTS, parties, security, status, reason, protocol, grpc_status)
+        self.count(Who(parties, security), status, reason, protocol, grpc_status, numbers[0], numbers[1], numbers[2])
+
+    def count(
+        self,
+        who: Who,
+        status: int,
+        reason: Reason,
+        protocol: str,
+        grpc_status: int,
+        duration_s: float,
+        moved_in: int,
+        moved_out: int,
+    ) -> None:
+        """As `request`."""
+        if (
+            who.row < 0
+            or who.status != status
+            or who.reason is not reason
+            or who.grpc_status != grpc_status
+            or who.protocol != protocol
+        ):
+            self._find(who, status, reason, protocol, grpc_status)
+        row = who.row
+        duration_us = int(duration_s * 1e6)
+        cells = self._cells
+        cells[row + REQ_COUNT] += 1
+        cells[row + REQ_SUM_US] += duration_us
+        cells[row + REQ_BYTES_IN] += moved_in
+        cells[row + REQ_BYTES_OUT] += moved_out
+        cells[row + REQ_BUCKETS + bisect_left(BUCKETS_US, duration_us)] += 1
+
+    def _find(self, who: Who, status: int, reason: Reason, protocol: str, grpc_status: int) -> None:
+        key = (REQUESTS, who.parties, who.security, status, reason, protocol, grpc_status)
         row = self._rows.get(key)
         if row is None:
             grpc = str(grpc_status) if grpc_status >= 0 else ""
-            labels = (*parties, protocol, security, str(status), reason.info.flag, reason.name, grpc)
+            labels = (*who.parties, protocol, who.security, str(status), reason.info.flag, reason.name, grpc)
             row = self._row(REQUESTS, key, labels)
-        duration_us = int(numbers[0] * 1e6)
-        cells = self.arena.cells
-        cells[row + REQ_COUNT] += 1
-        cells[row + REQ_SUM_US] += duration_us
-        cells[row + REQ_BYTES_IN] += numbers[1]
-        cells[row + REQ_BYTES_OUT] += numbers[2]
-        cells[row + REQ_BUCKETS + bisect_left(BUCKETS_US, duration_us)] += 1
+        who.row, who.status, who.reason, who.protocol, who.grpc_status = row, status, reason, protocol, grpc_status
 
     def opened(self) -> None:
         self.arena.gauges[GAUGE_DOWNSTREAM] += 1

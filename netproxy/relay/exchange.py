@@ -109,6 +109,33 @@ _is_path = re.compile(rb"/[\x21\x22\x24-\x7e]*").fullmatch
 _NOT_OURS_TO_PASS = frozenset((b"h2c", b"h2", b"tls", b"http"))
 
 
+_NAMES_NOTHING = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
+"""What a Connection field mostly is: nothing more than these would have to go."""
+
+_SEEN_CONNECTION, _SEEN_HOP, _SEEN_XFCC, _SEEN_EXPECT, _SEEN_HOST, _SEEN_REQUEST_ID = 1, 2, 4, 8, 16, 32
+_SEEN_DATE, _SEEN_REASON, _SEEN_UPGRADE, _SEEN_NAMED, _SEEN_TRACE, _SEEN_FRAMED = 64, 128, 256, 512, 1024, 2048
+# `expect` only goes from HTTP/1.0, so it is looked at then.
+_SEEN_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_XFCC | _SEEN_EXPECT
+_SEEN_RESPONSE_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_REASON
+SEEN_EXPECT, SEEN_UPGRADE, SEEN_FRAMED = _SEEN_EXPECT, _SEEN_UPGRADE, _SEEN_FRAMED
+"""Of `fields_seen`: without the first nothing is expected, without the second no Upgrade is asked for, with the last
+there is content-length or transfer-encoding."""
+SEEN_CONNECTION, SEEN_REQUEST_ID = _SEEN_CONNECTION, _SEEN_REQUEST_ID
+_TAGS: dict[bytes, int] = {
+    b"connection": _SEEN_CONNECTION,
+    b"upgrade": _SEEN_HOP | _SEEN_UPGRADE,
+    b"expect": _SEEN_EXPECT,
+    b"host": _SEEN_HOST,
+    b"x-request-id": _SEEN_REQUEST_ID,
+    b"date": _SEEN_DATE,
+    REASON_HEADER: _SEEN_REASON,
+    b"content-length": _SEEN_FRAMED,
+    b"transfer-encoding": _SEEN_FRAMED,
+}
+_TAGS.update({name: _TAGS.get(name, _SEEN_HOP) for name in _HOP_BY_HOP})
+_XFCC_SIZE = len(XFCC)
+
+
 class RequestEdits(NamedTuple):
     """What one agent puts into a request. Empty values put nothing."""
 
@@ -135,46 +162,91 @@ class ResponseEdits(NamedTuple):
 _NO_REQUEST_EDITS, _NO_RESPONSE_EDITS = RequestEdits(), ResponseEdits()
 
 
+def fields_seen(headers: Headers) -> int:
+    """Which of the fields that something is to be done about are among these: an OR of `Seen`."""
+    seen = 0
+    for field in headers:
+        name = field[0]
+        seen |= _TAGS.get(name, 0)
+        if len(name) == _XFCC_SIZE and _reads_as(name, XFCC):
+            seen |= _SEEN_XFCC
+    return seen
+
+
 def request_for_upstream(head: RequestHead, edits: RequestEdits = _NO_REQUEST_EDITS) -> RequestHead:
     """The request as it goes on."""
-    drops = _HOP_BY_HOP | _named_by_connection(head.headers)
-    if head.http_version == b"1.0":
-        drops |= {b"expect"}
-    headers = [field for field in head.headers if field[0] not in drops and not _reads_as(field[0], XFCC)]
-    target, authority = origin_form(head.target)
-    if head.method == b"CONNECT" and not head.protocol:
-        authority = head.target
+    return edit_request(head, edits, fields_seen(head.headers), edits.request_id)
+
+
+def edit_request(head: RequestHead, edits: RequestEdits, seen: int, request_id: bytes) -> RequestHead:
+    """`seen`: of its fields. `request_id` wins over that of `edits`, which are the same for many requests."""
+    method, target, version = head.method, head.target, head.http_version
+    drops_some = bool(seen & _SEEN_DROPS)
+    if drops_some:
+        drops = _HOP_BY_HOP | _named_by_connection(head.headers)
+        if version == b"1.0":
+            drops |= {b"expect"}
+        headers = [field for field in head.headers if field[0] not in drops and not _reads_as(field[0], XFCC)]
+        if seen & _SEEN_CONNECTION:
+            seen = fields_seen(headers)
+    else:
+        headers = list(head.headers)
+    authority = b""
+    if target[:1] != b"/":
+        target, authority = origin_form(target)
+        if method == b"CONNECT" and not head.protocol:
+            authority = head.target
     if authority:
         _put_host(headers, authority)
-        if head.method == b"OPTIONS" and head.target.endswith(b"://" + authority):
+        if method == b"OPTIONS" and head.target.endswith(b"://" + authority):
             target = b"*"
-    elif edits.dialled and not _has(headers, b"host"):
+    elif not seen & _SEEN_HOST and edits.dialled:
         _put_host(headers, edits.dialled)
-    _keep_hop_fields(head, headers)
+    if drops_some:
+        _keep_hop_fields(head, headers)
     if edits.xfcc:
         headers.append((XFCC, edits.xfcc))
     if edits.client:
         headers = _forwarded(headers, edits)
-    if edits.request_id and not _has(headers, b"x-request-id"):
-        headers.append((b"x-request-id", edits.request_id))
+    if request_id and not seen & _SEEN_REQUEST_ID:
+        headers.append((b"x-request-id", request_id))
     if edits.via:
-        _add_to_list(headers, b"via", head.http_version + b" " + edits.via)
-    return RequestHead(
-        1, head.method, target, headers, spelling=head.spelling, scheme=head.scheme, protocol=head.protocol
-    )
+        _add_to_list(headers, b"via", version + b" " + edits.via)
+    return RequestHead(1, method, target, headers, b"1.1", head.spelling, head.scheme, head.protocol)
 
 
 def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPONSE_EDITS) -> ResponseHead:
     """The response as it goes on."""
-    drops = (_HOP_BY_HOP if edits.from_agent else _RESPONSE_DROPS) | _named_by_connection(head.headers)
-    headers = [field for field in head.headers if field[0] not in drops]
-    if head.status in (101, 426) and (protocols := upgrade_protocols(head.headers)):
+    return edit_response(head, edits.from_agent, edits.date, edits.via)
+
+
+def edit_response(head: ResponseHead, from_agent: bool, date: bytes, via: bytes) -> ResponseHead:
+    """As of `ResponseEdits`."""
+    status = head.status
+    headers: Headers = []
+    seen = 0
+    for field in head.headers:
+        tag = _TAGS.get(field[0], 0)
+        if tag & _SEEN_RESPONSE_DROPS:
+            if tag & _SEEN_CONNECTION:
+                if field[1] not in _NAMES_NOTHING:
+                    seen |= _SEEN_NAMED
+            elif tag & _SEEN_REASON and from_agent:
+                headers.append(field)
+        else:
+            headers.append(field)
+            seen |= tag
+    if seen & _SEEN_NAMED:
+        named = _named_by_connection(head.headers)
+        headers = [field for field in headers if field[0] not in named]
+        seen = fields_seen(headers)
+    if status in (101, 426) and (protocols := upgrade_protocols(head.headers)):
         headers += [(b"upgrade", b", ".join(protocols)), (b"connection", b"upgrade")]
-    if edits.date and head.status != 101 and not _has(headers, b"date"):
-        headers.append((b"date", edits.date))
-    if edits.via:
-        _add_to_list(headers, b"via", head.http_version + b" " + edits.via)
-    return ResponseHead(1, head.status, headers, spelling=head.spelling)
+    if date and status != 101 and not seen & _SEEN_DATE:
+        headers.append((b"date", date))
+    if via:
+        _add_to_list(headers, b"via", head.http_version + b" " + via)
+    return ResponseHead(1, status, headers, b"1.1", head.spelling)
 
 
 def request_for_http2(head: RequestHead) -> RequestHead:
@@ -334,24 +406,14 @@ def request_for_match(head: RequestHead) -> Request:
 
     ``host`` is what goes on: the authority of the target, where it has one, and not the field beside it.
     """
-    method, headers = head.method.decode("latin-1"), headers_for_match(head.headers)
-    if head.method == b"CONNECT" and not head.protocol:
-        target, authority = b"", head.target
-    else:
-        target, authority = origin_form(head.target)
-    if authority:
-        headers["host"] = authority.decode("latin-1")
+    target, authority = head.target, b""
+    if target[:1] != b"/":
+        if head.method == b"CONNECT" and not head.protocol:
+            target, authority = b"", head.target
+        else:
+            target, authority = origin_form(head.target)
     path, _, query = target.decode("latin-1").partition("?")
-    return Request(path, headers, query, method)
-
-
-def headers_for_match(headers: Headers) -> dict[str, str]:
-    """Lower-case names; the values of a repeated field joined by ``,`` (RFC 9110 section 5.3)."""
-    out: dict[str, str] = {}
-    for name, value in headers:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        out[key] = f"{out[key]},{text}" if key in out else text
-    return out
+    return Request(path, None, query, head.method.decode("latin-1"), fields=head.headers, host=authority)
 
 
 def problem(

@@ -6,10 +6,40 @@ from ..addr import EndpointAddr, ServiceKey, SpiffeId, WorkloadKey
 from ..config.shard import WorkloadShard
 from ..decide.route import Choice
 from ..errors import UpstreamError
+from ..identity.tls import ALPN_HTTP1
 from ..log import debug, debugging
-from ..observe.record import Parties
+from ..observe.record import Parties, Who
 from ..stream import Stream
+from ..upstream.pool import PoolKey
 from .services import Facts, Services
+
+_MAX_PATHS = 64
+
+
+class Path:
+    """From one connection to one endpoint: what is the same for all of its requests."""
+
+    __slots__ = ("identity", "key", "service", "who")
+
+    def __init__(self, facts: Facts, services: Services, choice: Choice) -> None:
+        self.service = choice.service
+        self.identity = mesh_identity(facts, choice)
+        tls = f"{ALPN_HTTP1} {self.identity}" if self.identity else ""
+        self.key = PoolKey(facts.workload, choice.endpoint.addr, tls)
+        """Of a connection of HTTP/1.1."""
+        self.who = Who(parties(facts, services, choice), security(facts, choice))
+
+
+def path_to(facts: Facts, services: Services, choice: Choice) -> Path:
+    """Made anew after each change of the configuration."""
+    paths, version = facts.paths, services.tables.version
+    if facts.paths_version != version or len(paths) >= _MAX_PATHS:
+        paths.clear()
+        facts.paths_version = version
+    path = paths.get(choice.endpoint)
+    if path is None or path.service != choice.service:
+        path = paths[choice.endpoint] = Path(facts, services, choice)
+    return path
 
 
 def must_be_mesh_tls(facts: Facts, shard: WorkloadShard) -> bool:

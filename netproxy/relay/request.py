@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..addr import ServiceKey
 from ..codec.events import (
@@ -47,25 +47,29 @@ from ..decide.route import Choice
 from ..errors import Grpc, LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
 from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1
 from ..observe.access import Outcome
-from ..observe.record import Parties
+from ..observe.record import Parties, Who
 from ..upstream.pool import PoolKey
 from .egress import NEXT_AFTER, Targets, http_permission
 from .exchange import (
+    SEEN_CONNECTION,
+    SEEN_EXPECT,
+    SEEN_REQUEST_ID,
+    SEEN_UPGRADE,
     RequestEdits,
-    ResponseEdits,
     asks_for_tunnel,
     authority_of,
+    edit_request,
+    edit_response,
     expectations,
+    fields_seen,
     fits_http2,
     request_for_match,
-    request_for_upstream,
-    response_for_downstream,
     switches_as_asked,
     without_ours,
     xfcc_value,
 )
 from .expect import CONTINUE, Expectation
-from .facts import dial, mesh_identity, must_be_mesh_tls, parties, security
+from .facts import Path, dial, must_be_mesh_tls, parties, path_to, security
 from .grpc import (
     NO_STATUS,
     error_fields,
@@ -101,7 +105,8 @@ class Exchange:
         "_connection",
         "_deadline",
         "_done",
-        "_ended",
+        "_ended_in",
+        "_ended_out",
         "_ends_early",
         "_expectation",
         "_failed",
@@ -109,15 +114,18 @@ class Exchange:
         "_head",
         "_head_at",
         "_is_grpc",
+        "_is_queuing",
         "_key",
         "_moved_in",
         "_moved_out",
+        "_path",
         "_queue",
         "_replay",
         "_request_sent",
         "_response_done",
         "_response_started",
         "_reused",
+        "_seen",
         "_sent_head",
         "_services",
         "_started",
@@ -134,6 +142,10 @@ class Exchange:
         self._connection = connection
         self._services = connection.services
         self._head = head
+        self._seen = 0
+        """Of its fields, see `exchange.fields_seen`."""
+        self._path: Path | None = None
+        """To `_choice`."""
         self._started = self._services.now()
         self._choice: Choice | None = None
         self._targets: Targets | None = None
@@ -141,14 +153,16 @@ class Exchange:
         self._failed: UpstreamError | None = None
         """Why the last of them could not be had."""
         self._key: PoolKey | None = None
-        self._queue: list[Event] | None = []
-        """Events that wait for the upstream; None once it is open."""
+        self._is_queuing = True
+        """While there is no upstream."""
+        self._queue: list[Event] | None = None
+        """Events that wait for it, from the head on; None while that is all."""
         self._sent_head = head
         """As it goes on, once that is decided."""
         self._replay: Replay | None = None
         self._expectation: Expectation | None = None
         self._tunnel = False
-        self._ended = [False, False]
+        self._ended_in = self._ended_out = False
         """Which ways of the tunnel are over: the client's, the upstream's."""
         self._request_sent = self._response_started = self._response_done = self._done = False
         self._upstream: Upstream | None = None
@@ -178,11 +192,11 @@ class Exchange:
 
     def start(self) -> None:
         facts = self._connection.facts
-        expected = expectations(self._head)
-        if any(expectation != CONTINUE for expectation in expected):
-            self._refuse(Reason.NOT_IMPLEMENTED, "an expectation other than 100-continue", status=417)
-            return
-        if expected:
+        self._seen = fields_seen(self._head.headers)
+        if self._seen & SEEN_EXPECT and (expected := expectations(self._head)):
+            if any(expectation != CONTINUE for expectation in expected):
+                self._refuse(Reason.NOT_IMPLEMENTED, "an expectation other than 100-continue", status=417)
+                return
             self._expectation = Expectation(self._say_continue)
         if self._is_grpc and not self._set_deadline():
             return
@@ -194,9 +208,7 @@ class Exchange:
         except Refused as exc:
             self._refuse(exc.reason, exc.detail, exc.decided_by)
             return
-        assert self._queue is not None
         self._sent_head = self._request_head()
-        self._queue.append(self._sent_head)
         if self._choice is not None:
             self._go(self._choice)
         else:
@@ -262,13 +274,14 @@ class Exchange:
         knows that, and is HTTP/1.1 otherwise.
         """
         facts, head = self._connection.facts, self._sent_head
-        tls = mesh_identity(facts, choice)
+        self._path = path = path_to(facts, self._services, choice)
+        tls = path.identity
         is_http2 = self._head.http_version == b"2" and not facts.as_http1
         if choice.http_version:
             is_http2 = choice.http_version == "2"
         if is_http2:
             # An Upgrade that HTTP/2 has no words for, say with content.
-            alpn = ALPN_H2 if asks_for_tunnel(head) is not None else ""
+            alpn = ALPN_H2 if not self._may_upgrade or asks_for_tunnel(head) is not None else ""
         elif tls is not None and self._services.tables.http1_in_http2 and fits_http2(head):
             alpn = ALPN_H2_HTTP1
         else:
@@ -282,7 +295,8 @@ class Exchange:
 
     def _own(self, choice: Choice) -> None:
         """On a connection of HTTP/1.1 that it has for itself."""
-        self._key = key = self._own_key(choice)
+        assert self._path is not None
+        self._key = key = self._path.key
         kept = self._services.pool.take(key)
         while kept is not None and kept.stream.closing:
             kept = self._services.pool.take(key)
@@ -291,10 +305,10 @@ class Exchange:
         else:
             self._dial()
 
-    def _own_key(self, choice: Choice) -> PoolKey:
-        facts = self._connection.facts
-        tls = mesh_identity(facts, choice)
-        return PoolKey(facts.workload, choice.endpoint.addr, f"{ALPN_HTTP1} {tls}" if tls else "")
+    @property
+    def _may_upgrade(self) -> bool:
+        """False: it does not ask for a tunnel, and nobody needs to look."""
+        return bool(self._seen & SEEN_UPGRADE or self._head.protocol)
 
     def _share(self, choice: Choice, key: PoolKey, alpn: tuple[str, ...]) -> None:
         """On a connection of HTTP/2 that others use, too."""
@@ -305,7 +319,8 @@ class Exchange:
             self.upstream_ready(request)
             return
         connect_s = self._targets.connect_s() if self._targets is not None else 0.0
-        wanted = Wanted(self._connection.facts, choice, alpn, self._own_key(choice), connect_s)
+        assert self._path is not None
+        wanted = Wanted(self._connection.facts, choice, alpn, self._path.key, connect_s)
         try:
             self._waiter = shared.wait(key, self, wanted)
         except Refused as exc:
@@ -318,7 +333,7 @@ class Exchange:
         if self._waiter is not None:
             self._waiter = None
             self._connection.hold(CONNECTING, False)
-        if asks_for_tunnel(self._sent_head) and not upstream.connect_protocol:
+        if self._may_upgrade and asks_for_tunnel(self._sent_head) and not upstream.connect_protocol:
             assert self._choice is not None
             self._own(self._choice)
         else:
@@ -353,16 +368,22 @@ class Exchange:
 
     def _request_head(self) -> RequestHead:
         facts, mesh = self._connection.facts, self._services.tables.mesh
-        name = self._targets.permission.name if self._targets is not None else ""
-        edits = RequestEdits(
-            xfcc=xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256) if facts.peer else b"",
-            dialled=authority_of(name or facts.dst.host, facts.dst.port),
-            client=facts.client.host.encode() if facts.inbound else b"",
-            forwarded=mesh.forwarded,
-            request_id=self._services.new_id() if mesh.request_id else b"",
-            via=mesh.via.encode(),
-        )
-        return request_for_upstream(self._head, edits)
+        edits = facts.edits
+        if edits is None or facts.edits_for is not mesh:
+            edits = facts.edits = RequestEdits(
+                xfcc=xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256) if facts.peer else b"",
+                dialled=authority_of(facts.dst.host, facts.dst.port),
+                client=facts.client.host.encode() if facts.inbound else b"",
+                forwarded=mesh.forwarded,
+                via=mesh.via.encode(),
+            )
+            facts.edits_for = mesh
+        if self._targets is not None and self._targets.permission.name:
+            edits = edits._replace(dialled=authority_of(self._targets.permission.name, facts.dst.port))
+        request_id = b""
+        if mesh.request_id and (not self._seen & SEEN_REQUEST_ID or self._seen & SEEN_CONNECTION):
+            request_id = self._services.new_id()
+        return edit_request(self._head, edits, self._seen, request_id)
 
     def _dial(self) -> None:
         assert self._key is not None
@@ -421,26 +442,31 @@ class Exchange:
             upstream.hold(True)
         upstream.begin(self)
         # On a fresh one of its own it is no race that is lost, and after a replay there is no other.
-        may_be_replayed = not self._attempts and (upstream.reused or upstream.is_shared)
-        self._replay = (
-            Replay(self._sent_head, reused=upstream.reused, shared=upstream.is_shared) if may_be_replayed else None
-        )
+        self._reused = reused = upstream.reused
+        self._replay = None
+        if not self._attempts and (reused or upstream.is_shared):
+            self._replay = Replay(self._sent_head, reused=reused, shared=upstream.is_shared)
         self._attempts += 1
-        self._reused = upstream.reused
         if self._services.access.on:
             self._connected_at = self._services.now()
+        self._is_queuing = False
         queue, self._queue = self._queue, None
-        for event in queue or ():
-            if self._upstream is not upstream:
-                return
-            self._forward(event)
+        if queue is None:
+            self._forward(self._sent_head)
+        else:
+            for event in queue:
+                if self._upstream is not upstream:
+                    return
+                self._forward(event)
         if self._expectation is not None:
             self._expectation.head_sent(self._services.loop, self._services.tables.mesh.expect_continue_timeout_s)
 
     # -- request side -------------------------------------------------------------------------------
 
     def _forward(self, event: Event) -> None:
-        if self._queue is not None:
+        if self._is_queuing:
+            if self._queue is None:
+                self._queue = [self._sent_head]
             self._queue.append(event)
         elif self._upstream is not None:
             if self._replay is not None:
@@ -505,39 +531,45 @@ class Exchange:
 
     def response_begins(self) -> None:
         """The upstream said something, were it half a head: it may have done what was asked."""
+        self._connection.touch()
         self._replay = None
 
     def response(self, event: Event) -> None:
         """An event from the upstream."""
-        self._connection.touch()
+        kind = type(event)
         try:
-            match event:
-                case ResponseHead():
-                    self._response_head(event)
-                case Data():
-                    self._moved_out += len(event.data)
-                    self._connection.send(event)
-                case End() if self._tunnel:
+            if kind is ResponseHead:
+                self._response_head(cast(ResponseHead, event))
+            elif kind is Data:
+                self._moved_out += len(cast(Data, event).data)
+                self._connection.send(event)
+            elif kind is End:
+                if self._tunnel:
                     self._connection.end_sending()
                     self._end_way(1)
-                case End():
+                else:
                     self._response_done = True
                     self._connection.send(event)
                     self._response_end()
-                case Informational():
-                    if self._expectation is None or self._expectation.passes(event.status):
-                        self._connection.send(event._replace(headers=without_ours(event.headers)))
-                case Trailers():
-                    if self._is_grpc:
-                        self._grpc_status = status_of(event.headers)
-                        self._ends_early = False
-                    if headers := without_ours(event.headers):
-                        self._connection.send(Trailers(1, headers))
-                case Reset():
-                    self._fail(Reason.UPSTREAM_CLOSED, event.detail)
+            else:
+                self._rare_response(event)
         except LocalProtocolError as exc:
             self._drop_upstream()
             self._fail(Reason.UPSTREAM_PROTOCOL, f"the response can't be passed on: {exc}")
+
+    def _rare_response(self, event: Event) -> None:
+        match event:
+            case Informational():
+                if self._expectation is None or self._expectation.passes(event.status):
+                    self._connection.send(event._replace(headers=without_ours(event.headers)))
+            case Trailers():
+                if self._is_grpc:
+                    self._grpc_status = status_of(event.headers)
+                    self._ends_early = False
+                if headers := without_ours(event.headers):
+                    self._connection.send(Trailers(1, headers))
+            case Reset():
+                self._fail(Reason.UPSTREAM_CLOSED, event.detail)
 
     def _response_head(self, event: ResponseHead) -> None:
         if event.status == 101 and not switches_as_asked(event, self._sent_head.headers):
@@ -555,12 +587,9 @@ class Exchange:
             self._ends_early = self._connection.protocol == "http/2" and may_end_early(event)
         if self._services.access.on:
             self._head_at = self._services.now()
-        edits = ResponseEdits(
-            from_agent=bool(self._key and self._key.tls),
-            date=self._services.date(),
-            via=self._services.tables.mesh.via.encode(),
-        )
-        self._connection.send(response_for_downstream(event, edits))
+        via = self._services.tables.mesh.via
+        from_agent = self._key is not None and self._key.tls != ""
+        self._connection.send(edit_response(event, from_agent, self._services.date(), via.encode() if via else b""))
         if event.status == 101 or (self._head.method == b"CONNECT" and event.status < 300):
             self._begin_tunnel()
 
@@ -573,8 +602,11 @@ class Exchange:
         self._connection.begin_tunnel()
 
     def _end_way(self, way: int) -> None:
-        self._ended[way] = True
-        if all(self._ended) and self._upstream is not None:
+        if way:
+            self._ended_out = True
+        else:
+            self._ended_in = True
+        if self._ended_in and self._ended_out and self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             upstream.tunnel_done()
             self._finish(Reason.OK)
@@ -596,7 +628,7 @@ class Exchange:
         again = self._replay.take(untouched=untouched) if self._replay is not None else None
         if again is not None:
             self._replay = None
-            self._queue = again
+            self._queue, self._is_queuing = again, True
             self._services.recorder.arena.count("upstream_replays")
             self._connection.hold(UPSTREAM_FULL, False)
             if was is not None and was.is_shared and self._choice is not None:
@@ -724,13 +756,18 @@ class Exchange:
             self._choice.endpoint.outstanding -= 1
         facts = self._connection.facts
         duration_s = self._services.now() - self._started
-        who = (parties(facts, self._services, self._choice), security(facts, self._choice))
-        numbers = (duration_s, self._moved_in, self._moved_out)
-        self._services.recorder.request(
-            *who, self._status, reason, numbers, protocol=self._connection.protocol, grpc_status=self._grpc_status
+        if self._choice is None:
+            who = Who(parties(facts, self._services, None), security(facts, None))
+        else:
+            path = self._path
+            if path is None or facts.paths_version != self._services.tables.version:
+                path = path_to(facts, self._services, self._choice)
+            who = path.who
+        self._services.recorder.count(
+            who, self._status, reason, self._connection.protocol, self._grpc_status, duration_s, self._moved_in, self._moved_out
         )
         if self._services.access.on:
-            self._log(who, reason, duration_s, (detail, decided_by))
+            self._log((who.parties, who.security), reason, duration_s, (detail, decided_by))
         if reset:
             self._connection.reset()
         elif self._tunnel:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-import uuid
+from binascii import hexlify
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Protocol
 
 from ..addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
-from ..config.shard import WorkloadShard
+from ..config.shard import MeshShard, WorkloadShard
 from ..decide.egress import Permission
-from ..decide.route import PortTable, Tables
+from ..decide.route import EndpointState, PortTable, Tables
 from ..observe.access import AccessLogger
 from ..observe.record import Recorder
 from ..upstream.connect import Dialer
 from ..upstream.pool import Pool
 
 if TYPE_CHECKING:
+    from .exchange import RequestEdits
+    from .facts import Path
     from .shared import SharedConnections
     from .upstream import UpstreamHttp
 
@@ -45,8 +47,32 @@ class Resolver(Protocol):
         """Canonical addresses in IP family 4 or 6, at least one. Raises UpstreamError with DNS_FAILED."""
 
 
-def _new_id() -> bytes:
-    return str(uuid.uuid4()).encode()
+class _Ids:
+    """Random UUIDs (RFC 9562 section 5.4), from randomness that is fetched for many at a time."""
+
+    __slots__ = ("_at", "_octets")
+
+    def __init__(self) -> None:
+        self._octets = b""
+        self._at = 0
+
+    def __call__(self) -> bytes:
+        at = self._at
+        if at >= len(self._octets):
+            self._octets, at = hexlify(os.urandom(4096)), 0
+        self._at = at + 32
+        text = self._octets
+        return b"%b-%b-4%b-%b%b-%b" % (
+            text[at : at + 8],
+            text[at + 8 : at + 12],
+            text[at + 13 : at + 16],
+            _VARIANT[text[at + 16]],
+            text[at + 17 : at + 20],
+            text[at + 20 : at + 32],
+        )
+
+
+_VARIANT = {octet: b"%x" % (8 | int(chr(octet), 16) & 3) for octet in b"0123456789abcdef"}
 
 
 class _WallClock:
@@ -63,26 +89,42 @@ class _WallClock:
         return self._text
 
 
-@dataclass(slots=True)
 class Services:
-    loop: asyncio.AbstractEventLoop
-    now: Callable[[], float]
-    tables: Tables
-    pool: Pool[UpstreamHttp]
-    dialer: Dialer
-    recorder: Recorder
-    live: set[Live] = field(default_factory=set)
-    draining: bool = False
-    resolver: Resolver | None = None
-    new_id: Callable[[], bytes] = _new_id
-    """For ``x-request-id``."""
-    date: Callable[[], bytes] = field(default_factory=_WallClock)
-    access: AccessLogger = field(default_factory=lambda: AccessLogger("", lambda: 0.0))
-    shared: SharedConnections = field(init=False)
+    __slots__ = (
+        "access", "date", "dialer", "draining", "live", "loop", "new_id", "now", "pool", "recorder", "resolver",
+        "shared", "tables",
+    )  # fmt: skip
+
+    shared: SharedConnections
     """To endpoints, in HTTP/2. Set by who makes this."""
 
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], float],
+        tables: Tables,
+        pool: Pool[UpstreamHttp],
+        dialer: Dialer,
+        recorder: Recorder,
+    ) -> None:
+        self.loop = loop
+        self.now = now
+        self.tables = tables
+        self.pool = pool
+        self.dialer = dialer
+        self.recorder = recorder
+        self.live: set[Live] = set()
+        self.draining = False
+        self.resolver: Resolver | None = None
+        self.new_id: Callable[[], bytes] = _Ids()
+        """For ``x-request-id``."""
+        self.date: Callable[[], bytes] = _WallClock()
+        self.access = AccessLogger("", lambda: 0.0)
 
-@dataclass(slots=True)
+
+_NOBODY = SpiffeId("")
+
+
 class Facts:
     """Of one accepted connection. `peer` is the verified identity of the other end, "" without mesh TLS.
 
@@ -90,18 +132,42 @@ class Facts:
     workload's namespace can dial.
     """
 
-    workload: WorkloadKey
-    shard: WorkloadShard
-    families: frozenset[int]
-    inbound: bool
-    client: ClientAddr
-    dst: OriginalDst
-    port: PortTable | None = None
-    egress: Permission | None = None
-    """Of an outbound connection that leaves the mesh; with HTTP each request has its own as well."""
-    peer: SpiffeId = SpiffeId("")
-    peer_sha256: str = ""
-    began: float = 0.0
-    """When the connection was accepted; 0.0: nobody looked."""
-    as_http1: bool = False
-    """What comes in HTTP/2 was HTTP/1.1 before the agents, and is to be so again."""
+    __slots__ = (
+        "as_http1", "began", "client", "dst", "edits", "edits_for", "egress", "families", "inbound", "paths",
+        "paths_version", "peer", "peer_sha256", "port", "shard", "workload",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        workload: WorkloadKey,
+        shard: WorkloadShard,
+        families: frozenset[int],
+        inbound: bool,
+        client: ClientAddr,
+        dst: OriginalDst,
+        port: PortTable | None = None,
+        *,
+        egress: Permission | None = None,
+        peer: SpiffeId = _NOBODY,
+        peer_sha256: str = "",
+    ) -> None:
+        self.workload = workload
+        self.shard = shard
+        self.families = families
+        self.inbound = inbound
+        self.client = client
+        self.dst = dst
+        self.port = port
+        self.egress = egress
+        """Of an outbound connection that leaves the mesh; with HTTP each request has its own as well."""
+        self.peer = peer
+        self.peer_sha256 = peer_sha256
+        self.began = 0.0
+        """When the connection was accepted; 0.0: nobody looked."""
+        self.as_http1 = False
+        """What comes in HTTP/2 was HTTP/1.1 before the agents, and is to be so again."""
+        # Of its requests, see `facts` and `request`.
+        self.paths: dict[EndpointState, Path] = {}
+        self.paths_version = -1
+        self.edits: RequestEdits | None = None
+        self.edits_for: MeshShard | None = None

@@ -500,6 +500,7 @@ class Http2Request:
             return
         kind = type(event)
         if kind is Data:
+            exchange.response_begins()
             exchange.response(event)
             # The exchange may have ended by it, then nothing is owed.
             if self._held:

@@ -32,7 +32,7 @@ from netproxy.decide.route import EndpointState, PortTable, Tables
 from netproxy.delivery import Delivery
 from netproxy.errors import LocalProtocolError, Reason, UpstreamError
 from netproxy.observe.access import AccessLogger
-from netproxy.observe.record import Parties, Recorder
+from netproxy.observe.record import Parties, Recorder, Who
 from netproxy.relay.connection import HttpConnection
 from netproxy.relay.downstream_h2 import Http2Downstream
 from netproxy.relay.downstream_h2_stream import Http2Stream
@@ -241,19 +241,20 @@ class ListRecorder(Recorder):
         self.connections: list[tuple[Reason, tuple[int, int]]] = []
         self.open = 0
 
-    def request(
+    def count(
         self,
-        parties: Parties,
-        security: str,
+        who: Who,
         status: int,
         reason: Reason,
-        numbers: tuple[float, int, int],
-        *,
-        protocol: str = "http/1.1",
-        grpc_status: int = -1,
+        protocol: str,
+        grpc_status: int,
+        duration_s: float,
+        moved_in: int,
+        moved_out: int,
     ) -> None:
-        super().request(parties, security, status, reason, numbers, protocol=protocol, grpc_status=grpc_status)
-        self.entries.append(Entry(parties, security, status, reason, numbers, protocol, grpc_status))
+        super().count(who, status, reason, protocol, grpc_status, duration_s, moved_in, moved_out)
+        numbers = (duration_s, moved_in, moved_out)
+        self.entries.append(Entry(who.parties, who.security, status, reason, numbers, protocol, grpc_status))
 
     def connection_closed(self, parties: Parties, security: str, reason: Reason, moved: tuple[int, int]) -> None:
         super().connection_closed(parties, security, reason, moved)
@@ -313,6 +314,12 @@ def web_shard(
     )
     port = ServicePort(80, "http", "http", endpoints, rules, http_version=http_version)
     return ServiceShard("shop", "web", (VIP,), (port,))
+
+
+def facts_with(facts: Facts, **changes: Any) -> Facts:
+    """The same but for `changes`."""
+    names = ("workload", "shard", "families", "inbound", "client", "dst", "port", "egress", "peer", "peer_sha256")
+    return Facts(**({name: getattr(facts, name) for name in names} | changes))
 
 
 @dataclass

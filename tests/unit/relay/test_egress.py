@@ -32,7 +32,7 @@ from netproxy.relay.egress import MAX_TRIES, Targets
 from netproxy.relay.serve import Server
 from tests.unit.accept.hellos import client_hello
 
-from .streams import CLIENT, FakeStream, World, play, turns
+from .streams import CLIENT, FakeStream, World, facts_with, play, turns
 
 VIP, ANY, IN_NETWORK = "240.240.0.9", "203.0.113.9", "198.51.100.7"
 PORTS = (ExternalPort(443, "", "tls"), ExternalPort(80, "", "http", 8080), ExternalPort(5432, "", "tcp"))
@@ -380,7 +380,7 @@ def test_the_connect_timeout_is_shared() -> None:
         world.resolver.names = {("one.example", 4): ["192.0.2.1", "192.0.2.2"]}
         permission = world.tables.egress.tls((ANY, 443), "one.example")
         assert permission is not None
-        facts = dataclasses.replace(world.facts(), port=None, dst=OriginalDst(ANY, 443), families=frozenset((4,)))
+        facts = facts_with(world.facts(), port=None, dst=OriginalDst(ANY, 443), families=frozenset((4,)))
         targets = Targets(world.services, facts, permission)
         await targets.next()
         assert targets.connect_s() == pytest.approx(2.5)
@@ -388,7 +388,7 @@ def test_the_connect_timeout_is_shared() -> None:
         await targets.next()
         assert targets.connect_s() == pytest.approx(4.0)
         assert await targets.next() is None
-        alone = Targets(world.services, dataclasses.replace(facts, dst=OriginalDst(ANY, 22)), UNKNOWN)
+        alone = Targets(world.services, facts_with(facts, dst=OriginalDst(ANY, 22)), UNKNOWN)
         await alone.next()
         assert alone.connect_s() == pytest.approx(5.0)
 
@@ -405,7 +405,7 @@ class Called(Outside):
         super().__init__(mesh, *shards)
         dst = OriginalDst(host, 80)
         egress = self.tables.egress.at_vip(*dst) or UNKNOWN
-        facts = dataclasses.replace(self.facts(), port=None, dst=dst, egress=egress)
+        facts = facts_with(self.facts(), port=None, dst=dst, egress=egress)
         self.client, self.connection = self.connect(facts)
 
     async def served(self, host: bytes, endpoint: str) -> FakeStream:

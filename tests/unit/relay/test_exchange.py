@@ -7,12 +7,12 @@ import json
 import pytest
 
 from netproxy.codec.events import Headers, RequestHead, ResponseHead
+from netproxy.decide.match import headers_for_match
 from netproxy.errors import Reason
 from netproxy.relay.exchange import (
     RequestEdits,
     ResponseEdits,
     authority_of,
-    headers_for_match,
     origin_form,
     problem,
     request_for_match,
