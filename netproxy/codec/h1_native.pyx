@@ -1377,6 +1377,13 @@ cdef bint _is_authority(bytes value):
         i += 1
     if i == n and 0 < n <= 255:
         return True
+    # With a port of up to four digits.
+    if 0 < i <= 250 and p[i] == 58 and 1 < n - i <= 5:
+        i += 1
+        while i < n and 48 <= p[i] <= 57:
+            i += 1
+        if i == n:
+            return True
     return check_authority(value)
 
 

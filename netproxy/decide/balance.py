@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Shares of weighted backends, and the choice of one endpoint. PURE: the random source is an argument.
 
 Weights are met by a low-discrepancy sequence, not by chance. It is nginx's smooth weighted round robin: everybody
@@ -27,8 +28,6 @@ L = TypeVar("L", bound=Loaded)
 
 class WeightedCycle:
     """Indexes into `weights`, each in proportion. All weights 0 or none: `next` gives -1."""
-
-    __slots__ = ("_current", "_total", "weights")
 
     def __init__(self, weights: Sequence[int], phase: float = 0.0) -> None:
         """`phase` in [0, 1) shifts the start, so that several workers do not all begin with the same one."""

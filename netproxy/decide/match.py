@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Does a request match a rule? PURE. What needs preparation is prepared when the shard arrives.
 
 What is compared with what:
@@ -40,8 +41,6 @@ Comparison = Callable[[str], bool]
 
 class Request:
     """What rules look at. All texts are octets as Latin-1."""
-
-    __slots__ = ("_fields", "_headers", "_host", "_parameters", "method", "path", "query")
 
     def __init__(
         self,
@@ -111,8 +110,6 @@ _ANY, _EXACT, _PREFIX, _REGEX = range(4)
 class _Work:
     """What is left of it for the present request."""
 
-    __slots__ = ("left",)
-
     def __init__(self) -> None:
         self.left = 0
 
@@ -133,8 +130,6 @@ class _Work:
 
 class _Rest:
     """What else than the path a match asks for. Raises ValueError for an expression that can't be used."""
-
-    __slots__ = ("_headers", "_method", "_query", "asks")
 
     def __init__(self, match: Match, compare: Callable[[str, str], Comparison]) -> None:
         self._method = match.method
@@ -166,8 +161,6 @@ def _octets(text: str) -> str:
 
 class Prepared:
     """The rules of one port, in order of precedence."""
-
-    __slots__ = ("_matches", "_work", "broken")
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.broken: list[str] = []

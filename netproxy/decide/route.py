@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """From a destination to a service port, from a request to a rule, a backend and an endpoint. PURE.
 
 `Tables` is the worker's view of the snapshot: flat dictionaries that are updated shard by shard. What has
@@ -33,8 +34,6 @@ from .match import Prepared, Request
 class EndpointState:
     """One endpoint with what this worker knows of it. Lives as long as some shard or request names it."""
 
-    __slots__ = ("addr", "endpoint", "outstanding")
-
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.addr = EndpointAddr(endpoint.host, endpoint.port)
@@ -46,8 +45,6 @@ class EndpointState:
 
 class PortTable:
     """One service port, ready to be asked."""
-
-    __slots__ = ("cycles", "endpoints", "port", "ready", "rules", "service", "spec")
 
     def __init__(
         self,
@@ -82,8 +79,6 @@ class PortTable:
 
 class Choice:
     """Where a request goes, and what decided so."""
-
-    __slots__ = ("endpoint", "http_version", "request_timeout_s", "rule", "service")
 
     def __init__(
         self,

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Counting in a worker: names of the series, and how a request or connection is entered.
 
 Labels travel as the arena's row labels, in the order of `REQUEST_LABELS` and `CONNECTION_LABELS`.
@@ -50,6 +51,8 @@ CONNECTION_LABELS = (
     "reason",
 )
 
+_FIRST_BUCKET_US = BUCKETS_US[0]
+
 DNS_QUERIES = "dns_queries"
 """The event of an answered query; its detail is ``mesh/<rcode>`` or ``forwarded/<rcode>``."""
 
@@ -72,8 +75,6 @@ class Parties(NamedTuple):
 
 class Who:
     """Whose requests are counted, and the row of the last one: mostly the next one ends alike."""
-
-    __slots__ = ("grpc_status", "parties", "protocol", "reason", "row", "security", "status")
 
     def __init__(self, parties: Parties, security: str) -> None:
         self.parties = parties
@@ -141,7 +142,8 @@ class Recorder:
         cells[row + REQ_SUM_US] += duration_us
         cells[row + REQ_BYTES_IN] += moved_in
         cells[row + REQ_BYTES_OUT] += moved_out
-        cells[row + REQ_BUCKETS + bisect_left(BUCKETS_US, duration_us)] += 1
+        bucket = bisect_left(BUCKETS_US, duration_us) if duration_us > _FIRST_BUCKET_US else 0
+        cells[row + REQ_BUCKETS + bucket] += 1
 
     def _find(self, who: Who, status: int, reason: Reason, protocol: str, grpc_status: int) -> None:
         key = (REQUESTS, who.parties, who.security, status, reason, protocol, grpc_status)

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """HTTP connections of clients: requests one after the other, each of them an `Exchange`.
 
 Backpressure: a client is not read while the upstream of its request is not connected or not writable, that upstream is
@@ -31,26 +32,6 @@ _PIPELINED, _UNREAD = 4, 8
 
 class HttpConnection:
     """One connection of a client; the sink of its stream."""
-
-    __slots__ = (
-        "_activity",
-        "_close_after",
-        "_engine",
-        "_exchange",
-        "_head_since",
-        "_holds",
-        "_linger_left",
-        "_linger_until",
-        "_peer_ended",
-        "_pumping",
-        "_want_resume",
-        "_writable",
-        "facts",
-        "protocol",
-        "services",
-        "stream",
-        "workload",
-    )
 
     def __init__(self, stream: Stream, facts: Facts, services: Services) -> None:
         mesh = services.tables.mesh

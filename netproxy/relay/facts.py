@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """What follows from the facts of a connection, whatever it carries: mesh TLS or not, and who talks to whom."""
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ _MAX_PATHS = 64
 
 class Path:
     """From one connection to one endpoint: what is the same for all of its requests."""
-
-    __slots__ = ("identity", "key", "service", "who")
 
     def __init__(self, facts: Facts, services: Services, choice: Choice) -> None:
         self.service = choice.service

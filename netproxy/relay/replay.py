@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """What was sent of a request, held for as long as it may be sent again.
 
 A connection that was used before may be closed by its endpoint just when the next request goes out on it. Such a
@@ -16,31 +17,34 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE
 
 
 class Replay:
-    __slots__ = ("_body", "_head", "_rest", "_reused")
-
     def __init__(self, head: RequestHead, *, reused: bool, shared: bool) -> None:
         """Of the connection that it goes out on."""
         self._reused = reused and head.method in _IDEMPOTENT
         self._head = head if self._reused or shared else None
-        self._body = bytearray()
-        self._rest: list[Event] = []
+        self._body: bytearray | None = None
+        self._rest: list[Event] | None = None
 
     def keep(self, event: Event) -> None:
         """Called with all that is sent."""
         if self._head is None:
             return
-        if isinstance(event, Data):
+        kind = type(event)
+        if kind is Data:
+            assert isinstance(event, Data)
             # Copied into one piece: a body of single octets must not cost an object for each.
+            if self._body is None:
+                self._body = bytearray()
             self._body += event.data
             if len(self._body) > MAX_BODY:
                 self.give_up()
-        elif isinstance(event, Trailers | End):
+        elif kind is End or kind is Trailers:
+            if self._rest is None:
+                self._rest = []
             self._rest.append(event)
 
     def give_up(self) -> None:
         self._head = None
-        self._body.clear()
-        self._rest.clear()
+        self._body = self._rest = None
 
     def take(self, *, untouched: bool) -> list[Event] | None:
         """All that was sent, to be sent again; None when it may not. There is no second time."""
@@ -49,6 +53,6 @@ class Replay:
         events: list[Event] = [self._head]
         if self._body:
             events.append(Data(1, bytes(self._body)))
-        events += self._rest
+        events += self._rest or ()
         self.give_up()
         return events

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """One request and its response, between the connection of a client and one to an endpoint.
 
 Its two halves move independently::
@@ -98,46 +99,6 @@ CONNECTING, UPSTREAM_FULL = 1, 2
 class Exchange:
     """One request and its response."""
 
-    __slots__ = (
-        "_attempts",
-        "_choice",
-        "_connected_at",
-        "_connection",
-        "_deadline",
-        "_done",
-        "_ended_in",
-        "_ended_out",
-        "_ends_early",
-        "_expectation",
-        "_failed",
-        "_grpc_status",
-        "_head",
-        "_head_at",
-        "_is_grpc",
-        "_is_queuing",
-        "_key",
-        "_moved_in",
-        "_moved_out",
-        "_path",
-        "_queue",
-        "_replay",
-        "_request_sent",
-        "_response_done",
-        "_response_started",
-        "_reused",
-        "_seen",
-        "_sent_head",
-        "_services",
-        "_started",
-        "_status",
-        "_targets",
-        "_task",
-        "_timer",
-        "_tunnel",
-        "_upstream",
-        "_waiter",
-    )
-
     def __init__(self, connection: Downstream, head: RequestHead) -> None:
         self._connection = connection
         self._services = connection.services
@@ -193,11 +154,8 @@ class Exchange:
     def start(self) -> None:
         facts = self._connection.facts
         self._seen = fields_seen(self._head.headers)
-        if self._seen & SEEN_EXPECT and (expected := expectations(self._head)):
-            if any(expectation != CONTINUE for expectation in expected):
-                self._refuse(Reason.NOT_IMPLEMENTED, "an expectation other than 100-continue", status=417)
-                return
-            self._expectation = Expectation(self._say_continue)
+        if self._seen & SEEN_EXPECT and not self._expects():
+            return
         if self._is_grpc and not self._set_deadline():
             return
         try:
@@ -227,6 +185,16 @@ class Exchange:
         elif not seconds:
             self._refuse(Reason.UPSTREAM_TIMEOUT, "the grpc-timeout is 0")
         return bool(seconds)
+
+    def _expects(self) -> bool:
+        """False: something that we do not know, and it is refused."""
+        expected = expectations(self._head)
+        if any(expectation != CONTINUE for expectation in expected):
+            self._refuse(Reason.NOT_IMPLEMENTED, "an expectation other than 100-continue", status=417)
+            return False
+        if expected:
+            self._expectation = Expectation(self._say_continue)
+        return True
 
     def _aim(self) -> None:
         """Outside of the mesh an endpoint may have to be found first."""
@@ -764,7 +732,14 @@ class Exchange:
                 path = path_to(facts, self._services, self._choice)
             who = path.who
         self._services.recorder.count(
-            who, self._status, reason, self._connection.protocol, self._grpc_status, duration_s, self._moved_in, self._moved_out
+            who,
+            self._status,
+            reason,
+            self._connection.protocol,
+            self._grpc_status,
+            duration_s,
+            self._moved_in,
+            self._moved_out,
         )
         if self._services.access.on:
             self._log((who.parties, who.security), reason, duration_s, (detail, decided_by))

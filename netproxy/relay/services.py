@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """What every connection of a worker shares, and the facts of one connection."""
 
 from __future__ import annotations
@@ -50,8 +51,6 @@ class Resolver(Protocol):
 class _Ids:
     """Random UUIDs (RFC 9562 section 5.4), from randomness that is fetched for many at a time."""
 
-    __slots__ = ("_at", "_octets")
-
     def __init__(self) -> None:
         self._octets = b""
         self._at = 0
@@ -72,7 +71,7 @@ class _Ids:
         )
 
 
-_VARIANT = {octet: b"%x" % (8 | int(chr(octet), 16) & 3) for octet in b"0123456789abcdef"}
+_VARIANT = {ord(digit): b"%x" % (8 | int(digit, 16) & 3) for digit in "0123456789abcdef"}
 
 
 class _WallClock:
@@ -90,11 +89,6 @@ class _WallClock:
 
 
 class Services:
-    __slots__ = (
-        "access", "date", "dialer", "draining", "live", "loop", "new_id", "now", "pool", "recorder", "resolver",
-        "shared", "tables",
-    )  # fmt: skip
-
     shared: SharedConnections
     """To endpoints, in HTTP/2. Set by who makes this."""
 
@@ -131,11 +125,6 @@ class Facts:
     `port` is the service port whose VIP was dialled (outbound only); `families` are those that the
     workload's namespace can dial.
     """
-
-    __slots__ = (
-        "as_http1", "began", "client", "dst", "edits", "edits_for", "egress", "families", "inbound", "paths",
-        "paths_version", "peer", "peer_sha256", "port", "shard", "workload",
-    )  # fmt: skip
 
     def __init__(
         self,

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """One HTTP/1 connection to an endpoint: busy with an exchange, or idle in the pool.
 
 What came in HTTP/2 is said in HTTP/1.1 here: a request of unknown length is chunked, an extended CONNECT is an Upgrade,
@@ -81,22 +82,6 @@ class Upstream(Protocol):
 
 class UpstreamHttp:
     """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
-
-    __slots__ = (
-        "_asked",
-        "_closed",
-        "_done_at",
-        "_engine",
-        "_exchange",
-        "_head",
-        "_services",
-        "_tunnel",
-        "_uses",
-        "_writable",
-        "key",
-        "stream",
-        "workload",
-    )
 
     is_shared = False
 

@@ -1,0 +1,43 @@
+cdef class EndpointState:
+    cdef readonly object addr
+    cdef readonly object endpoint
+    cdef public long outstanding
+
+cdef class PortTable:
+    cdef public dict cycles
+    cdef readonly list endpoints
+    cdef readonly object port
+    cdef readonly dict ready
+    cdef public object rules
+    cdef readonly object service
+    cdef readonly object spec
+
+cdef class Choice:
+    cdef readonly object service
+    cdef readonly EndpointState endpoint
+    cdef readonly object rule
+    cdef readonly double request_timeout_s
+    cdef readonly str http_version
+
+cdef class Tables:
+    cdef object _random
+    cdef readonly long version
+    cdef public object mesh
+    cdef public dict workloads
+    cdef public dict svids
+    cdef public dict services
+    cdef public dict ports
+    cdef public object egress
+    cdef public long egress_version
+    cdef readonly dict _by_vip
+    cdef readonly dict _vips
+    cdef readonly dict _by_address
+    cdef readonly dict _endpoints
+    cdef readonly dict _direct
+    cdef public long broken_patterns
+    cdef public bint http1_in_http2
+
+    cpdef route(self, PortTable port, request, families)
+    cpdef tcp(self, PortTable port, families)
+    cdef _backend(self, PortTable port, rule, families)
+    cdef _endpoint(self, PortTable port, rule, double timeout_s, families)

@@ -1,0 +1,13 @@
+cimport cython
+from netproxy.decide.route cimport Choice
+from netproxy.observe.record cimport Who
+from netproxy.relay.services cimport Facts, Services
+
+cdef class Path:
+    cdef readonly object service
+    cdef readonly object identity
+    cdef readonly object key
+    cdef readonly Who who
+
+@cython.locals(paths=dict, version=long, path=Path)
+cpdef Path path_to(Facts facts, Services services, Choice choice)

@@ -1,0 +1,42 @@
+from netproxy.decide.route cimport Tables
+
+cdef class _Ids:
+    cdef bytes _octets
+    cdef Py_ssize_t _at
+
+cdef class _WallClock:
+    cdef long long _second
+    cdef bytes _text
+
+cdef class Services:
+    cdef public object loop
+    cdef public object now
+    cdef public Tables tables
+    cdef public object pool
+    cdef public object dialer
+    cdef public object recorder
+    cdef public set live
+    cdef public bint draining
+    cdef public object resolver
+    cdef public object new_id
+    cdef public object date
+    cdef public object access
+    cdef public object shared
+
+cdef class Facts:
+    cdef public object workload
+    cdef public object shard
+    cdef public object families
+    cdef public bint inbound
+    cdef public object client
+    cdef public object dst
+    cdef public object port
+    cdef public object egress
+    cdef public object peer
+    cdef public object peer_sha256
+    cdef public double began
+    cdef public bint as_http1
+    cdef public dict paths
+    cdef public long paths_version
+    cdef public object edits
+    cdef public object edits_for
