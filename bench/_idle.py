@@ -11,9 +11,13 @@ import signal
 import socket
 import ssl
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench._client import length_of_answer
+
+AT_ONCE = 4
+"""So that client and proxy do not wait for each other: a handshake is work for both."""
 
 
 def main() -> None:
@@ -21,15 +25,18 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     context = make_context(*tls) if tls else None
-    held = []
-    for _ in range(int(count)):
+
+    def connect(_number: int) -> socket.socket:
         sock = socket.create_connection((host, int(port)), 20)
         # Else the request waits for the other end to acknowledge the handshake's last flight, 40 ms of a delayed ACK.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is not None:
             sock = context.wrap_socket(sock, server_hostname="web")
-        held.append(sock)
         length_of_answer(sock)
+        return sock
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        held = list(threads.map(connect, range(int(count))))
     Path(ready).write_text(f"{len(held)}\n")
     signal.pause()
 
