@@ -59,6 +59,7 @@ STRICTER_H2: dict[h2_strict.Rule, str] = {
     _H2.PATH: "takes any text that is not empty",
     _H2.AUTHORITY: "takes any text, userinfo too, and none",
     _H2.CONNECT: "takes any authority, and Content-Length",
+    _H2.TUNNEL_FRAME: "takes trailers",
     _H2.PROTOCOL: "takes any text",
     _H2.STATUS: "takes any text",
     _H2.INFORMATIONAL: "takes a 101",
@@ -73,15 +74,30 @@ class Looser(NamedTuple):
     clause: str
     words: str
     """In what the library says."""
+    kinds: frozenset[int] = frozenset(range(256))
+    """Types of frame (HTTP/2) that may be taken in spite of it."""
 
+
+_KNOWN = frozenset(map(int, h2_strict.Frame))
+_WINDOW = frozenset((int(h2_strict.Frame.WINDOW_UPDATE),))
 
 LOOSER_H1 = (Looser("up to two empty lines before a request line", "RFC 9112 2.2", "no request line received"),)
 LOOSER_H2 = (
     Looser("frames of open streams behind a GOAWAY", "RFC 9113 6.8", "in state ConnectionState.CLOSED"),
-    Looser("a header block's frame that is all padding", "RFC 9113 6.2", "frame with invalid padding"),
-    Looser("WINDOW_UPDATE of nothing on a stream that is over", "RFC 9113 5.1", "frame with non-compliant data"),
-    Looser("frames of extensions, whatever is in them", "RFC 9113 5.5", "Frame data missing or invalid"),
-    Looser("the reserved bit of WINDOW_UPDATE", "RFC 9113 6.9", "frame with non-compliant data"),
+    Looser(
+        "a header block's frame that is all padding",
+        "RFC 9113 6.2",
+        "frame with invalid padding",
+        frozenset((int(h2_strict.Frame.HEADERS),)),
+    ),
+    Looser("WINDOW_UPDATE of nothing on a stream that is over", "RFC 9113 5.1", "non-compliant data", _WINDOW),
+    Looser("the reserved bit of WINDOW_UPDATE", "RFC 9113 6.9", "non-compliant data", _WINDOW),
+    Looser(
+        "frames of extensions, whatever is in them",
+        "RFC 9113 5.5",
+        "Frame data missing or invalid",
+        frozenset(range(256)) - _KNOWN,
+    ),
 )
 
 

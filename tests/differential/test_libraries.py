@@ -43,6 +43,10 @@ MORE_H2: dict[str, tuple[int, bytes]] = {
     "GLITCHES": (SERVER, h2f.ping() * 70),
     "RESETS": (SERVER, b"".join(h2f.headers(n) + h2f.rst(n) for n in range(1, 41, 2))),
     "FIELD_NAME": (SERVER, h2f.headers(1, [*h2f.REQUEST, (b"x;", b"y")], end=True)),
+    "TUNNEL_FRAME": (
+        SERVER,
+        h2f.headers(1, [(b":method", b"CONNECT"), (b":authority", b"a:1")]) + h2f.headers(1, [(b"x", b"y")], end=True),
+    ),
     "PROTOCOL": (SERVER, h2f.headers(1, [(b":method", b"CONNECT"), *h2f.REQUEST[1:], (b":protocol", b"\xff")])),
     "FIELD_VALUE": (SERVER, h2f.headers(1, [*h2f.REQUEST, (b"x", b"a\x01b")], end=True)),
 }  # fmt: skip
