@@ -31,6 +31,8 @@ class Leg:
     request_id: bytes = b""
     date: bytes = b""
     via: bytes = b""
+    trace: tuple[bytes, bytes, bytes] | None = None
+    """Trace id, span id and flags that the agent would begin with. It continues a ``traceparent`` if that is right."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,13 @@ def edited_request(message: Message, leg: Leg) -> Message:
         edit.fields.append((b"x-request-id", leg.request_id))
     if leg.via:
         edit.behind(b"via", message.version + b" " + leg.via)
+    if leg.trace:
+        trace_id, span_id, flags = leg.trace
+        given = [value for name, value in edit.fields if name == b"traceparent"]
+        edit.drop(b"traceparent")
+        if given:
+            trace_id, flags = given[0].split(b"-")[1], b"0%d" % (int(given[0].split(b"-")[3], 16) & 3)
+        edit.fields.append((b"traceparent", b"-".join((b"00", trace_id, span_id, flags))))
     trailers = [(n.lower(), v) for n, v in message.trailers if n.lower() not in (b"x-netproxy-reason",)]
     return replace(message, fields=edit.done(), target=target, version=b"1.1", trailers=trailers)
 

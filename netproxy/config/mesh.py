@@ -262,6 +262,11 @@ class AccessLogSpec(Model):
     """All that ended with one of these [response flags](#response-flags), such as `UF` or `UH`."""
 
 
+class TracingSpec(Model):
+    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    """Of the traces that begin here, so many are sampled. What the caller has decided is kept."""
+
+
 class MeshConfigSpec(Model):
     """Times are durations such as `1h30m` or `500ms`, sizes are in octets."""
 
@@ -334,6 +339,9 @@ class MeshConfigSpec(Model):
     http2_max_upstream_streams: Annotated[int, Field(ge=1, le=10_000)] = _MESH.http2_max_upstream_streams
     """Requests at once on one HTTP/2 connection to an endpoint, if that allows as many. More are put on further
     connections."""
+    tracing: TracingSpec | None = None
+    """Requests are spans: each agent continues the trace that a request names (W3C Trace Context, else B3, which is
+    passed on in its own form) or begins one. Left out: the fields of traces pass as they are."""
     access_log: AccessLogSpec = AccessLogSpec()
     """Which requests and connections are logged: a share of all, and besides those what any of the other fields names.
     Left out: none."""

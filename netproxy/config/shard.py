@@ -267,6 +267,8 @@ class MeshShard:
     http2_keepalive_timeout_s: float = 20.0
     http2_max_upstream_streams: int = 100
     """On one HTTP/2 connection to an endpoint. RFC 9113 recommends that servers allow no fewer."""
+    trace_percent: float = -1.0
+    """Of new traces, so many are sampled; below 0: traces are neither begun nor continued, their fields pass."""
     access_log: AccessLog = AccessLog()
     cluster_domain: str = "cluster.local"
     dns_timeout_s: float = 4.0

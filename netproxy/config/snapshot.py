@@ -261,6 +261,7 @@ class _Build:
             http2_keepalive_timeout_s=spec.http2_keepalive_timeout,
             http2_max_upstream_streams=spec.http2_max_upstream_streams,
             via=spec.via,
+            trace_percent=spec.tracing.percent if spec.tracing is not None else -1.0,
             access_log=AccessLog(
                 percent=log.percent,
                 min_status=log.min_status or 0,

@@ -3,6 +3,7 @@ from netproxy.relay.services cimport Facts, Services
 cdef class HttpConnection:
     cdef double _activity
     cdef bint _close_after
+    cdef bint _is_fresh
     cdef object _engine
     cdef object _exchange
     cdef double _head_since

@@ -51,6 +51,8 @@ class HttpConnection:
         """When the first octet of an incomplete head arrived; 0.0 while there is none."""
         self._linger_until = 0.0
         self._linger_left = 0
+        self._is_fresh = True
+        """Until the first octet, or until `drain` has seen it."""
         services.live.add(self)
         services.recorder.opened()
         stream.sink = self
@@ -70,6 +72,7 @@ class HttpConnection:
                 self.stream.pause_reading()
             return
         self._activity = self.services.now()
+        self._is_fresh = False
         # Each time, since connections of the pool of another agent stay for long.
         self._engine.keep_spelling(self.services.tables.mesh.header_case == "preserve")
         try:
@@ -133,7 +136,11 @@ class HttpConnection:
         self._engine.goaway()
         self._close_after = True
         if self._exchange is None and not self._engine.buffered:
-            self._close()
+            if self._is_fresh:
+                # Its first request may be there, not read yet: to close now would reset it. We are called again.
+                self._is_fresh = False
+            else:
+                self._close()
 
     def abort(self) -> None:
         if self._exchange is not None:

@@ -40,6 +40,10 @@ Requests:
   and ``forwarded`` are not touched.
 * ``x-request-id``: a random UUID, if there is none and `requestId` is on. So the first agent gives it.
 * ``via``: ``1.1 NAME`` (``1.0`` of an HTTP/1.0 request) is put behind its last value, if `via` gives us a name.
+* With `tracing`, the trace: a valid ``traceparent`` is continued as version 00 with a span id of ours, and
+  ``tracestate`` stays unless it is longer than 1 KiB or 32 members; without one, valid B3 (``b3``, else
+  ``x-b3-traceid`` and ``x-b3-spanid``) is continued in its own form; else a ``traceparent`` is made, and what there
+  was of these fields goes. See `trace`.
 
 Responses (1xx answers and trailers excepted):
 
@@ -121,7 +125,7 @@ _SEEN_RESPONSE_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_REASON
 SEEN_EXPECT, SEEN_UPGRADE, SEEN_FRAMED = _SEEN_EXPECT, _SEEN_UPGRADE, _SEEN_FRAMED
 """Of `fields_seen`: without the first nothing is expected, without the second no Upgrade is asked for, with the last
 there is content-length or transfer-encoding."""
-SEEN_CONNECTION, SEEN_REQUEST_ID = _SEEN_CONNECTION, _SEEN_REQUEST_ID
+SEEN_CONNECTION, SEEN_REQUEST_ID, SEEN_TRACE = _SEEN_CONNECTION, _SEEN_REQUEST_ID, _SEEN_TRACE
 _TAGS: dict[bytes, int] = {
     b"connection": _SEEN_CONNECTION,
     b"upgrade": _SEEN_HOP | _SEEN_UPGRADE,
@@ -130,6 +134,9 @@ _TAGS: dict[bytes, int] = {
     b"x-request-id": _SEEN_REQUEST_ID,
     b"date": _SEEN_DATE,
     REASON_HEADER: _SEEN_REASON,
+    **dict.fromkeys((b"traceparent", b"tracestate", b"b3"), _SEEN_TRACE),
+    **dict.fromkeys((b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid"), _SEEN_TRACE),
+    **dict.fromkeys((b"x-b3-sampled", b"x-b3-flags"), _SEEN_TRACE),
     b"content-length": _SEEN_FRAMED,
     b"transfer-encoding": _SEEN_FRAMED,
 }

@@ -32,6 +32,7 @@ cdef class Exchange:
     cdef object _task
     cdef object _waiter
     cdef object _timer
+    cdef object _trace
     cdef long _status
     cdef bint _is_grpc
     cdef long _grpc_status

@@ -49,12 +49,14 @@ from ..errors import Grpc, LocalProtocolError, Reason, Refused, RemoteProtocolEr
 from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1
 from ..observe.access import Outcome
 from ..observe.record import Parties, Who
+from ..observe.spans import Span
 from ..upstream.pool import PoolKey
 from .egress import NEXT_AFTER, Targets, http_permission
 from .exchange import (
     SEEN_CONNECTION,
     SEEN_EXPECT,
     SEEN_REQUEST_ID,
+    SEEN_TRACE,
     SEEN_UPGRADE,
     RequestEdits,
     asks_for_tunnel,
@@ -64,6 +66,7 @@ from .exchange import (
     expectations,
     fields_seen,
     fits_http2,
+    origin_form,
     request_for_match,
     switches_as_asked,
     without_ours,
@@ -85,6 +88,7 @@ from .grpc import (
 from .logged import Ended, log_request
 from .replay import Replay
 from .shared import Wanted
+from .trace import Trace, begun, traced
 from .upstream import Upstream, UpstreamHttp
 
 if TYPE_CHECKING:
@@ -131,6 +135,7 @@ class Exchange:
         self._waiter: Waiter | None = None
         """While it waits for a shared connection, under `_key`."""
         self._timer: asyncio.TimerHandle | None = None
+        self._trace: Trace | None = None
         self._status = 0
         self._is_grpc = is_grpc(head)
         self._grpc_status = NO_STATUS
@@ -351,7 +356,14 @@ class Exchange:
         request_id = b""
         if mesh.request_id and (not self._seen & SEEN_REQUEST_ID or self._seen & SEEN_CONNECTION):
             request_id = self._services.new_id()
-        return edit_request(self._head, edits, self._seen, request_id)
+        head = edit_request(self._head, edits, self._seen, request_id)
+        percent = mesh.trace_percent
+        if percent >= 0.0:
+            trace = begun if not self._seen & SEEN_TRACE else traced
+            headers, self._trace = trace(head.headers, self._services.trace_ids, percent)
+            if headers is not head.headers:
+                head = head._replace(headers=headers)
+        return head
 
     def _dial(self) -> None:
         assert self._key is not None
@@ -741,6 +753,8 @@ class Exchange:
             self._moved_in,
             self._moved_out,
         )
+        if self._trace is not None and self._trace.sampled:
+            self._record_span(self._trace, who, reason, duration_s)
         if self._services.access.on:
             self._log((who.parties, who.security), reason, duration_s, (detail, decided_by))
         if reset:
@@ -750,6 +764,32 @@ class Exchange:
                 self._connection.tunnel_done()
         elif reason is not Reason.DOWNSTREAM_CLOSED:
             self._connection.exchange_done(must_close=must_close)
+
+    def _record_span(self, trace: Trace, who: Who, reason: Reason, duration_s: float) -> None:
+        head, facts = self._head, self._connection.facts
+        attributes: dict[str, str | int] = {
+            "http.request.method": head.method.decode("latin-1"),
+            "url.path": origin_form(head.target)[0].partition(b"?")[0].decode("latin-1"),
+            "network.protocol.version": head.http_version.decode("latin-1"),
+            "client.address": facts.client.host,
+            "netproxy.source": who.parties.source_workload,
+            "netproxy.destination": who.parties.destination_workload,
+            "netproxy.reason": reason.name,
+        }
+        if self._status:
+            attributes["http.response.status_code"] = self._status
+        if self._choice is not None:
+            if self._choice.rule:
+                attributes["http.route"] = self._choice.rule
+            attributes["server.address"] = self._choice.endpoint.endpoint.host
+            attributes["server.port"] = self._choice.endpoint.endpoint.port
+        if self._grpc_status >= 0:
+            attributes["rpc.grpc.status_code"] = self._grpc_status
+        name = who.parties.destination_service or who.parties.destination_workload
+        ids = (trace.trace_id.decode(), trace.span_id.decode(), trace.parent_id.decode())
+        kind = "server" if facts.inbound else "client"
+        began = self._services.wall() - duration_s
+        self._services.spans.record(Span(*ids, f"{name}", kind, began, duration_s, attributes))
 
     def _log(self, who: tuple[Parties, str], reason: Reason, duration_s: float, why: tuple[str, str]) -> None:
         outcome = Outcome(

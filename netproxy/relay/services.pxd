@@ -22,6 +22,9 @@ cdef class Services:
     cdef public object date
     cdef public object access
     cdef public object shared
+    cdef public object trace_ids
+    cdef public object spans
+    cdef public object wall
 
 cdef class Facts:
     cdef public object workload

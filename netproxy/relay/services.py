@@ -17,8 +17,10 @@ from ..decide.egress import Permission
 from ..decide.route import EndpointState, PortTable, Tables
 from ..observe.access import AccessLogger
 from ..observe.record import Recorder
+from ..observe.spans import Spans
 from ..upstream.connect import Dialer
 from ..upstream.pool import Pool
+from .trace import Ids
 
 if TYPE_CHECKING:
     from .exchange import RequestEdits
@@ -114,6 +116,9 @@ class Services:
         """For ``x-request-id``."""
         self.date: Callable[[], bytes] = _WallClock()
         self.access = AccessLogger("", lambda: 0.0)
+        self.trace_ids = Ids(os.urandom)
+        self.spans = Spans(recorder.arena.count)
+        self.wall: Callable[[], float] = time.time
 
 
 _NOBODY = SpiffeId("")

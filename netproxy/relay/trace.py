@@ -75,8 +75,7 @@ def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
     """The fields as they go on, and what a record of the request says. Of new traces `percent` are sampled."""
     found = [field for field in headers if field[0] in _ALL]
     if not found:
-        trace = _begin(ids, percent, b"")
-        return [*headers, (b"traceparent", _traceparent(trace, 0))], trace
+        return begun(headers, ids, percent)
     parents = [value for name, value in found if name == b"traceparent"]
     if len(parents) == 1 and (match := _is_traceparent(parents[0])) and not (parents[0][:2] == b"00" and match[4]):
         # Sampled, and random (level 2): flags that we don't know are 0 (section 3.2.2.5).
@@ -109,6 +108,13 @@ def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
         (b"x-b3-parentspanid", trace.parent_id),
         decision,
     ], trace
+
+
+def begun(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
+    """As `traced`, for fields that name no trace."""
+    trace = _begin(ids, percent, b"")
+    headers.append((b"traceparent", b"00-%b-%b-0%d" % (trace.trace_id, trace.span_id, trace.sampled)))
+    return headers, trace
 
 
 def _without(headers: Headers, drops: frozenset[bytes] | set[bytes]) -> Headers:

@@ -331,6 +331,7 @@ spec:
   http2KeepaliveTimeout: 15s
   meshHttp: http2
   http2MaxUpstreamStreams: 13
+  tracing: {percent: 2.5}
   accessLog: {percent: 12.5, minStatus: 500, minDuration: 250ms, flags: [UT, NR, UT]}
   clusterDomain: mesh.example
   dnsTimeout: 9s
@@ -367,6 +368,7 @@ def test_mesh_config() -> None:
         http2_keepalive_timeout_s=15.0,
         mesh_http="http2",
         http2_max_upstream_streams=13,
+        trace_percent=2.5,
         access_log=AccessLog(12.5, 500, 0.25, ("NR", "UT")),
         cluster_domain="mesh.example",
         dns_timeout_s=9.0,
@@ -377,7 +379,7 @@ def test_mesh_config() -> None:
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"
     assert rejected(snapshot) == [
-        "mesh.yaml:40: MeshConfig default/a: metadata.name: "
+        "mesh.yaml:41: MeshConfig default/a: metadata.name: "
         "a mesh has one MeshConfig, and default/m at mesh.yaml:1 is it"
     ]
 

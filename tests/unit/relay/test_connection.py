@@ -1146,6 +1146,9 @@ def test_drain() -> None:
         world.services.draining = True
         for connection in (idle_connection, busy_connection):
             connection.drain()
+        # Its first request may be on its way from the kernel.
+        assert not idle.closing
+        idle_connection.drain()
         await turns()
         assert idle.sent_eof
         assert not busy.closing
@@ -1157,6 +1160,21 @@ def test_drain() -> None:
         assert upstream.closing
         assert world.ends == [(Reason.OK, 200)]
         world.assert_gone()
+
+    play(main)
+
+
+def test_the_first_request_that_is_not_read_yet_is_answered_before_the_drain_closes() -> None:
+    async def main() -> None:
+        world = World()
+        client, connection = world.connect()
+        connection.drain()
+        client.peer_sends(GET)
+        upstream = await world.accept()
+        connection.drain()
+        upstream.peer_sends(OK)
+        assert b"connection: close\r\n" in client.take_sent()
+        assert client.sent_eof
 
     play(main)
 
