@@ -42,7 +42,6 @@ from .observe.record import LINES_LOST, LINES_WRITTEN, Recorder
 from .relay.serve import Server, reset
 from .relay.services import Services
 from .relay.shared import SharedConnections
-from .relay.upstream import UpstreamHttp
 from .settings import REGIONS_PER_WORKER
 from .upstream.connect import Dialer, SocketStock, StockKey
 from .upstream.pool import Pool
@@ -66,7 +65,7 @@ class Worker:
         tables = Tables(rng.random)
         self._contexts = ContextCache(count=self._arena.count)
         self._stock = SocketStock(self._ask_sockets)
-        pool: Pool[UpstreamHttp] = Pool()
+        pool: Pool = Pool()
         dialer = Dialer(self._stock, self._contexts, tables.svids.get)
         self._services = Services(loop, time.monotonic, tables, pool, dialer, Recorder(self._arena))
         self._services.shared = SharedConnections(self._services)

@@ -1178,14 +1178,17 @@ cdef int _check_field(bytes name, bytes value) except -1:
     cdef Known *known
     if n == 0:
         raise LocalProtocolError(Rule.FIELD_NAME.detail)
-    for i in range(n):
-        if not _TCHAR[p[i]]:
-            raise LocalProtocolError(Rule.FIELD_NAME.detail)
     at = _slot(_LOWER[p[0]], _LOWER[p[n - 1]], n)
-    while _known[at].size:
+    while True:
         known = &_known[at]
+        if known.size == 0:
+            for i in range(n):
+                if not _TCHAR[p[i]]:
+                    raise LocalProtocolError(Rule.FIELD_NAME.detail)
+            break
         if known.size == n:
-            i = 0
+            # Mostly it is the very object that reading gave.
+            i = n if known.text == p else 0
             while i < n and _LOWER[p[i]] == known.text[i]:
                 i += 1
             if i == n:
@@ -1377,12 +1380,13 @@ cdef bint _is_authority(bytes value):
         i += 1
     if i == n and 0 < n <= 255:
         return True
-    # With a port of up to four digits.
-    if 0 < i <= 250 and p[i] == 58 and 1 < n - i <= 5:
+    cdef long port = 0
+    if 0 < i <= 255 and p[i] == 58 and 1 < n - i <= 6:
         i += 1
         while i < n and 48 <= p[i] <= 57:
+            port = port * 10 + p[i] - 48
             i += 1
-        if i == n:
+        if i == n and port <= 65535:
             return True
     return check_authority(value)
 

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """One HTTP/2 connection of a client: requests side by side, each on an `Http2Stream` with an exchange of its own.
 
 Octets go out at most once per turn (what came from the client and all that it led to, or what was said since the loop
@@ -74,35 +75,6 @@ def server_limits(mesh: MeshShard, *, shared: bool) -> h2.H2Limits:
 
 class Http2Downstream:
     """The sink of its stream."""
-
-    __slots__ = (
-        "_activity",
-        "_closed",
-        "_drained_at",
-        "_heard_at",
-        "_in_turn",
-        "_linger_left",
-        "_linger_until",
-        "_more",
-        "_partial_since",
-        "_ping_at",
-        "_ready",
-        "_said",
-        "_scheduled",
-        "_seen",
-        "_started_at",
-        "_streams",
-        "_taken",
-        "_taken_at",
-        "_writable",
-        "_written",
-        "engine",
-        "facts",
-        "requests",
-        "services",
-        "stream",
-        "workload",
-    )
 
     def __init__(self, stream: Stream, facts: Facts, services: Services) -> None:
         self.stream = stream

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """One request on a client's HTTP/2 connection: the `Downstream` of its exchange.
 
 Content that comes while the exchange holds waits here, in one piece, and is credited when the exchange has taken it:
@@ -33,27 +34,6 @@ _UNREAD = 8
 
 
 class Http2Stream:
-    __slots__ = (
-        "_activity",
-        "_blocked",
-        "_connection",
-        "_ended",
-        "_engine",
-        "_exchange",
-        "_first",
-        "_holds",
-        "_id",
-        "_input",
-        "_is_ready",
-        "_over",
-        "_owed",
-        "_queued",
-        "_trailers",
-        "facts",
-        "protocol",
-        "services",
-    )
-
     def __init__(self, connection: Http2Downstream, first: RequestHead | RequestRefused) -> None:
         self._connection = connection
         self._engine = connection.engine

@@ -8,6 +8,7 @@ from netproxy.relay.services cimport Facts, Services
 cdef class Exchange:
     cdef object _connection
     cdef Services _services
+    cdef Facts _facts
     cdef object _head
     cdef long _seen
     cdef Path _path

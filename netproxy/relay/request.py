@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..addr import ServiceKey
 from ..codec.events import (
@@ -106,6 +106,7 @@ class Exchange:
     def __init__(self, connection: Downstream, head: RequestHead) -> None:
         self._connection = connection
         self._services = connection.services
+        self._facts = connection.facts
         self._head = head
         self._seen = 0
         """Of its fields, see `exchange.fields_seen`."""
@@ -157,23 +158,25 @@ class Exchange:
     # -- decide and connect -------------------------------------------------------------------------
 
     def start(self) -> None:
-        facts = self._connection.facts
+        facts = self._facts
         self._seen = fields_seen(self._head.headers)
         if self._seen & SEEN_EXPECT and not self._expects():
             return
         if self._is_grpc and not self._set_deadline():
             return
+        choice: Choice | None = None
         try:
             if facts.egress is not None:
                 self._targets = Targets(self._services, facts, http_permission(self._services, facts, self._head))
             else:
-                self._choice = self._decide()
+                choice = self._decide()
         except Refused as exc:
             self._refuse(exc.reason, exc.detail, exc.decided_by)
             return
         self._sent_head = self._request_head()
-        if self._choice is not None:
-            self._go(self._choice)
+        if choice is not None:
+            self._choice = choice  # now, since it counts as outstanding from here to the end
+            self._go(choice)
         else:
             self._aim()
 
@@ -246,7 +249,7 @@ class Exchange:
         takes HTTP/1.1 for all. An Upgrade becomes an extended CONNECT where the endpoint is spoken to in HTTP/2 and
         knows that, and is HTTP/1.1 otherwise.
         """
-        facts, head = self._connection.facts, self._sent_head
+        facts, head = self._facts, self._sent_head
         self._path = path = path_to(facts, self._services, choice)
         tls = path.identity
         is_http2 = self._head.http_version == b"2" and not facts.as_http1
@@ -293,7 +296,7 @@ class Exchange:
             return
         connect_s = self._targets.connect_s() if self._targets is not None else 0.0
         assert self._path is not None
-        wanted = Wanted(self._connection.facts, choice, alpn, self._path.key, connect_s)
+        wanted = Wanted(self._facts, choice, alpn, self._path.key, connect_s)
         try:
             self._waiter = shared.wait(key, self, wanted)
         except Refused as exc:
@@ -328,7 +331,7 @@ class Exchange:
         self._own(self._choice)
 
     def _decide(self) -> Choice:
-        facts, tables = self._connection.facts, self._services.tables
+        facts, tables = self._facts, self._services.tables
         if facts.inbound and must_be_mesh_tls(facts, tables.workloads.get(facts.workload, facts.shard)):
             detail = f"{facts.workload} accepts mesh TLS only on port {facts.dst.port} (STRICT)"
             raise Refused(Reason.MTLS_REQUIRED, detail, facts.workload)
@@ -340,7 +343,7 @@ class Exchange:
         return tables.route(port, request_for_match(self._head), facts.families)
 
     def _request_head(self) -> RequestHead:
-        facts, mesh = self._connection.facts, self._services.tables.mesh
+        facts, mesh = self._facts, self._services.tables.mesh
         edits = facts.edits
         if edits is None or facts.edits_for is not mesh:
             edits = facts.edits = RequestEdits(
@@ -382,7 +385,7 @@ class Exchange:
     async def _dialled(self) -> None:
         key, choice = self._key, self._choice
         assert key is not None and choice is not None
-        facts = self._connection.facts
+        facts = self._facts
         connect_s = self._targets.connect_s() if self._targets is not None else 0.0
         try:
             stream = await dial(self._services, facts, choice, key.endpoint, (ALPN_HTTP1,), connect_s=connect_s)
@@ -519,9 +522,9 @@ class Exchange:
         kind = type(event)
         try:
             if kind is ResponseHead:
-                self._response_head(cast(ResponseHead, event))
+                self._response_head(event)  # type: ignore[arg-type]
             elif kind is Data:
-                self._moved_out += len(cast(Data, event).data)
+                self._moved_out += len(event.data)  # type: ignore[union-attr]
                 self._connection.send(event)
             elif kind is End:
                 if self._tunnel:
@@ -622,7 +625,7 @@ class Exchange:
 
     def check(self, idle_s: float) -> None:
         """`idle_s`: so long nothing has moved."""
-        mesh, facts = self._services.tables.mesh, self._connection.facts
+        mesh, facts = self._services.tables.mesh, self._facts
         if self._targets is not None and not self._targets.standing.is_good:
             self._fail(Reason.EGRESS_DENIED, "the configuration that allowed it has changed")
         elif not self._tunnel:
@@ -734,7 +737,7 @@ class Exchange:
             self._expectation.over()
         if self._choice is not None:
             self._choice.endpoint.outstanding -= 1
-        facts = self._connection.facts
+        facts = self._facts
         duration_s = self._services.now() - self._started
         if self._choice is None:
             who = Who(parties(facts, self._services, None), security(facts, None))
@@ -766,7 +769,7 @@ class Exchange:
             self._connection.exchange_done(must_close=must_close)
 
     def _record_span(self, trace: Trace, who: Who, reason: Reason, duration_s: float) -> None:
-        head, facts = self._head, self._connection.facts
+        head, facts = self._head, self._facts
         attributes: dict[str, str | int] = {
             "http.request.method": head.method.decode("latin-1"),
             "url.path": origin_form(head.target)[0].partition(b"?")[0].decode("latin-1"),
@@ -805,7 +808,7 @@ class Exchange:
         request_id = next((value for name, value in self._sent_head.headers if name == b"x-request-id"), b"")
         log_request(
             self._services,
-            self._connection.facts,
+            self._facts,
             self._choice,
             who=who,
             head=self._head,

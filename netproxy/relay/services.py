@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .exchange import RequestEdits
     from .facts import Path
     from .shared import SharedConnections
-    from .upstream import UpstreamHttp
 
 
 class Live(Protocol):
@@ -99,7 +98,7 @@ class Services:
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], float],
         tables: Tables,
-        pool: Pool[UpstreamHttp],
+        pool: Pool,
         dialer: Dialer,
         recorder: Recorder,
     ) -> None:

@@ -40,6 +40,10 @@ class Sharer(Requester, Protocol):
     def upstream_speaks_http1(self) -> None: ...
 
 
+_MAX_DIALS = 3
+"""For one connection."""
+
+
 class Wanted(NamedTuple):
     """How a connection of a key is dialled. `http1`: the key of the other pool, for servers that choose HTTP/1.1."""
 
@@ -117,7 +121,21 @@ class SharedConnections:
             task.add_done_callback(self._dialled)
 
     async def _connect(self, key: PoolKey, wanted: Wanted) -> Http2Connection | Stream:
-        """A connection that is ready; a stream if the agent chose HTTP/1.1. Raises UpstreamError."""
+        """A connection that is ready; a stream if the agent chose HTTP/1.1. Raises UpstreamError.
+
+        One that goes away before it takes a request is dialled again: it was accepted by a worker that is being
+        replaced, and the next one may meet the one that replaces it.
+        """
+        for _ in range(_MAX_DIALS):
+            made = await self._connect_once(key, wanted)
+            if not isinstance(made, Http2Connection) or made.free_streams:
+                return made
+            made.abort()
+            if not made.engine.is_draining:
+                break
+        raise UpstreamError(Reason.OVERLOADED, f"{key.endpoint}: it allows no HTTP/2 streams")
+
+    async def _connect_once(self, key: PoolKey, wanted: Wanted) -> Http2Connection | Stream:
         services = self.services
         facts, choice = wanted.facts, wanted.choice
         stream = await dial(services, facts, choice, key.endpoint, wanted.alpn, connect_s=wanted.connect_s)
@@ -127,8 +145,6 @@ class SharedConnections:
         self._connections.add(connection)
         try:
             await connection.wait_ready(services.tables.mesh.handshake_timeout_s)
-            if not connection.free_streams:
-                raise UpstreamError(Reason.OVERLOADED, f"{key.endpoint}: it allows no HTTP/2 streams")
         except BaseException:
             connection.abort()
             raise

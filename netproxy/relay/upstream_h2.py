@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """One HTTP/2 connection to an endpoint, shared by requests, each of which is an `Http2Request` on it.
 
 What belongs to one request (a reset, a shut window, a client that gave up or reads slowly) ends or holds back that one
@@ -83,33 +84,6 @@ def client_limits(mesh: MeshShard) -> h2.H2Limits:
 
 class Http2Connection:
     """The sink of its stream. `shared` looks after it."""
-
-    __slots__ = (
-        "_answered",
-        "_closed",
-        "_closing_at",
-        "_engine",
-        "_freed",
-        "_heard_at",
-        "_in_turn",
-        "_left",
-        "_partial_since",
-        "_ping_at",
-        "_pinged_at",
-        "_ready",
-        "_requests",
-        "_resets",
-        "_scheduled",
-        "_shared",
-        "_started_at",
-        "_writable",
-        "idle_since",
-        "is_up",
-        "key",
-        "peer_ended",
-        "stream",
-        "was_told",
-    )
 
     def __init__(self, key: PoolKey, stream: Stream, shared: SharedConnections) -> None:
         """It was reserved in the pool; `shared.closed` is called when it is gone."""
@@ -394,8 +368,6 @@ class Http2Connection:
 
 class Http2Request:
     """One request on a shared connection, from `begin` to its end: the `Upstream` of an exchange."""
-
-    __slots__ = ("_connection", "_exchange", "_full", "_held", "_owed", "_protocol", "_sent", "_stream_id", "reused")
 
     is_shared = True
 

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Idle upstream connections, and how many there are. PURE: decides, does no I/O.
 
 A key is (workload, endpoint, TLS mode): a connection is never shared between workloads, since its source
@@ -10,11 +11,9 @@ The most recently used one is handed out first, so that the surplus grows old an
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ..addr import EndpointAddr, WorkloadKey
-
-C = TypeVar("C")
 
 
 class PoolKey(NamedTuple):
@@ -25,11 +24,13 @@ class PoolKey(NamedTuple):
     tls: str
 
 
-class Pool(Generic[C]):
+class Pool:
+    """Connections are whatever the owner makes them; they are only kept."""
+
     def __init__(self, max_idle: int = 64, max_open: int = 1024) -> None:
         self.max_idle = max_idle
         self.max_open = max_open
-        self._idle: dict[PoolKey, deque[tuple[float, C]]] = {}
+        self._idle: dict[PoolKey, deque[tuple[float, Any]]] = {}
         self._open: dict[PoolKey, int] = {}
         self.idle_count = 0
 
@@ -40,7 +41,7 @@ class Pool(Generic[C]):
     def open_count(self) -> int:
         return sum(self._open.values())
 
-    def take(self, key: PoolKey) -> C | None:
+    def take(self, key: PoolKey) -> Any:
         """An idle connection, now busy; None when there is none."""
         waiting = self._idle.get(key)
         if not waiting:
@@ -67,7 +68,7 @@ class Pool(Generic[C]):
         else:
             self._open.pop(key, None)
 
-    def give(self, key: PoolKey, connection: C, now: float) -> C | None:
+    def give(self, key: PoolKey, connection: Any, now: float) -> Any:
         """A busy connection became idle. Returns the one to close instead, when too many are."""
         waiting = self._idle.setdefault(key, deque())
         waiting.append((now, connection))
@@ -77,7 +78,7 @@ class Pool(Generic[C]):
             return waiting.popleft()[1]
         return None
 
-    def remove(self, key: PoolKey, connection: C) -> bool:
+    def remove(self, key: PoolKey, connection: Any) -> bool:
         """An idle connection was closed by its peer. False when it was not idle here."""
         waiting = self._idle.get(key)
         if waiting is None:
@@ -91,7 +92,7 @@ class Pool(Generic[C]):
                 return True
         return False
 
-    def expire(self, before: float) -> list[C]:
+    def expire(self, before: float) -> list[Any]:
         """Take out what has been idle since before that time; the caller closes them."""
         out = []
         for key in list(self._idle):
@@ -103,7 +104,7 @@ class Pool(Generic[C]):
         self.idle_count -= len(out)
         return out
 
-    def drop(self, workload: WorkloadKey) -> list[C]:
+    def drop(self, workload: WorkloadKey) -> list[Any]:
         """Take out all that is idle of one workload; the caller closes them."""
         out = []
         for key in [key for key in self._idle if key.workload == workload]:

@@ -151,7 +151,8 @@ def test_the_routes_timeout_is_a_deadline(lab: Lab) -> None:
     """The client's is longer: ours is said first, by us, and the server is told of it."""
     told = lab.call(SLOW, "named", "sleep", "60")
     assert (told["code"], told["flag"]) == ("DEADLINE_EXCEEDED", "UT")
-    assert "not answered within 2 s" in told["details"]
+    # The other agent has what is left of it as its own deadline, and may be the first to say so.
+    assert "not answered within" in told["details"]
     assert lab.calls(MESHED, "sleep")[-1]["left"] < 2.0
 
 

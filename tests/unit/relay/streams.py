@@ -39,7 +39,6 @@ from netproxy.relay.downstream_h2_stream import Http2Stream
 from netproxy.relay.request import Exchange
 from netproxy.relay.services import Facts, Services
 from netproxy.relay.shared import SharedConnections
-from netproxy.relay.upstream import UpstreamHttp
 from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
 from netproxy.upstream.connect import Dialer
@@ -340,7 +339,7 @@ class World:
         self.shard = WorkloadShard("shop", "client", ("10.0.0.9",), identity, "client", local=True)
         self.tables.put(self.shard)
         self.dialer = FakeDialer()
-        self.pool: Pool[UpstreamHttp] = Pool()
+        self.pool: Pool = Pool()
         fd = os.memfd_create("arena")
         try:
             os.ftruncate(fd, arena_size(1))

@@ -1050,10 +1050,10 @@ def test_a_bug_of_ours_leaves_nobody_waiting() -> None:
         client.ask()
         await turns()
 
-        def fails(key: object) -> None:
+        def fails() -> bytes:
             raise RuntimeError("a bug")
 
-        world.pool.take = fails  # type: ignore[method-assign]
+        world.services.new_id = fails
         with pytest.raises(RuntimeError):
             client.ask()
         assert client.stream.was_reset

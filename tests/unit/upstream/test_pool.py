@@ -24,7 +24,7 @@ class Connection:
 
 
 def test_the_last_one_given_is_taken_first() -> None:
-    pool: Pool[str] = Pool()
+    pool: Pool = Pool()
     for name in "abc":
         assert pool.reserve(KEYS[0])
         assert pool.give(KEYS[0], name, 1.0) is None
@@ -33,7 +33,7 @@ def test_the_last_one_given_is_taken_first() -> None:
 
 
 def test_the_oldest_makes_room() -> None:
-    pool: Pool[str] = Pool(max_idle=2)
+    pool: Pool = Pool(max_idle=2)
     for name in "ab":
         assert pool.give(KEYS[0], name, 1.0) is None
     assert pool.give(KEYS[0], "c", 2.0) == "a"
@@ -41,14 +41,14 @@ def test_the_oldest_makes_room() -> None:
 
 
 def test_without_room_nothing_waits() -> None:
-    pool: Pool[str] = Pool(max_idle=0)
+    pool: Pool = Pool(max_idle=0)
     assert pool.give(KEYS[0], "a", 1.0) == "a"
     assert pool.idle_count == 0
     assert pool.take(KEYS[0]) is None
 
 
 def test_limit_of_open_ones_is_per_key() -> None:
-    pool: Pool[str] = Pool(max_open=2)
+    pool: Pool = Pool(max_open=2)
     assert [pool.reserve(KEYS[0]) for _ in range(3)] == [True, True, False]
     assert pool.reserve(KEYS[1])
     pool.closed(KEYS[0])
@@ -58,7 +58,7 @@ def test_limit_of_open_ones_is_per_key() -> None:
 
 
 def test_expire_takes_what_is_older() -> None:
-    pool: Pool[str] = Pool()
+    pool: Pool = Pool()
     for now, name in enumerate("abc"):
         pool.give(KEYS[0], name, float(now))
     pool.give(KEYS[1], "d", 0.5)
@@ -70,7 +70,7 @@ def test_expire_takes_what_is_older() -> None:
 
 
 def test_drop_takes_all_of_one_workload() -> None:
-    pool: Pool[PoolKey] = Pool()
+    pool: Pool = Pool()
     for key in KEYS:
         pool.give(key, key, 1.0)
     assert sorted(pool.drop(KEYS[0].workload)) == sorted(KEYS[:3])
@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool: Pool[Connection] = Pool(max_idle=2, max_open=4)
+        self.pool: Pool = Pool(max_idle=2, max_open=4)
         self.busy: list[Connection] = []
         self.idle: list[Connection] = []
         self.now = 0.0

@@ -1,0 +1,33 @@
+cdef class Http2Stream:
+    cdef public double _activity
+    cdef public bint _blocked
+    cdef public object _connection
+    cdef public bint _ended
+    cdef public object _engine
+    cdef public object _exchange
+    cdef public object _first
+    cdef public long _holds
+    cdef public object _id
+    cdef public object _input
+    cdef public bint _is_ready
+    cdef public bint _over
+    cdef public long long _owed
+    cdef public long long _queued
+    cdef public object _trailers
+    cdef public object facts
+    cdef public object protocol
+    cdef public object services
+
+    cpdef proceed(self)
+    cpdef data(self, event)
+    cpdef end(self)
+    cpdef _finish_request(self)
+    cpdef _settle(self)
+    cpdef writable(self)
+    cpdef attach(self, exchange)
+    cpdef hold(self, long why, bint on)
+    cpdef touch(self)
+    cpdef send(self, event)
+    cpdef _wake(self)
+    cpdef _leave(self)
+
