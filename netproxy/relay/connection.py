@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from ..codec.events import ConnectionClosed, Data, End, Event, RequestHead, Reset, Trailers
 from ..codec.h1 import H1Limits, H1Server, server_engine
-from ..errors import Grpc, LocalProtocolError, Reason, RemoteProtocolError
+from ..errors import Reason, RemoteProtocolError
 from ..observe.access import Outcome
 from ..stream import Stream
-from .exchange import problem
+from .downstream import answer
 from .facts import parties, security
 from .logged import Ended, log_request
 from .request import Exchange
@@ -204,7 +204,7 @@ class HttpConnection:
         """Answer a request that never became an exchange, and close."""
         started = self._head_since or self.services.now()
         status = status or reason.info.status
-        self.answer(reason, detail, "", (), status=status)
+        answer(self, reason, detail, "", (), status=status)
         numbers = (self.services.now() - started, 0, 0)
         who = (parties(self.facts, self.services, None), security(self.facts, None))
         self.services.recorder.request(*who, status, reason, numbers)
@@ -271,28 +271,6 @@ class HttpConnection:
         self._holds = 0
         self._activity = self.services.now()
         self.stream.close()
-
-    def answer(
-        self,
-        reason: Reason,
-        detail: str,
-        decided_by: str,
-        tried: Sequence[str],
-        status: int = 0,
-        *,
-        as_grpc: Grpc | None = None,
-    ) -> int:
-        """Our own complete response. Returns its status."""
-        date = self.services.date()
-        head, body = problem(reason, detail, decided_by, tried, status=status, date=date, as_grpc=as_grpc)
-        try:
-            self.send(head)
-            if body:
-                self.send(Data(1, body))
-            self.send(End(1))
-        except LocalProtocolError:
-            self.stream.abort()
-        return head.status
 
     def announce_close(self) -> None:
         """The next response head says ``connection: close``."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ..codec.events import Event
-from ..errors import Grpc, Reason
+from ..codec.events import Data, End, Event
+from ..errors import Grpc, LocalProtocolError, Reason
+from .exchange import problem
 from .services import Facts, Services
 
 if TYPE_CHECKING:
@@ -47,18 +48,6 @@ class Downstream(Protocol):
     def send(self, event: Event) -> None:
         """Of stream 1, whatever its number is to the client. Raises LocalProtocolError."""
 
-    def answer(
-        self,
-        reason: Reason,
-        detail: str,
-        decided_by: str,
-        tried: Sequence[str],
-        status: int = 0,
-        *,
-        as_grpc: Grpc | None = None,
-    ) -> int:
-        """Our own complete response. Returns its status."""
-
     def announce_close(self) -> None:
         """The rest of the request is not wanted: the next head of a response says so, where it can."""
 
@@ -76,3 +65,26 @@ class Downstream(Protocol):
 
     def reset(self) -> None:
         """The response can't be completed, and the client must see that."""
+
+
+def answer(
+    downstream: Downstream,
+    reason: Reason,
+    detail: str,
+    decided_by: str,
+    tried: Sequence[str],
+    status: int = 0,
+    *,
+    as_grpc: Grpc | None = None,
+) -> int:
+    """Our own complete response. Returns its status."""
+    date = downstream.services.date()
+    head, body = problem(reason, detail, decided_by, tried, status=status, date=date, as_grpc=as_grpc)
+    try:
+        downstream.send(head)
+        if body:
+            downstream.send(Data(1, body))
+        downstream.send(End(1))
+    except LocalProtocolError:
+        downstream.reset()
+    return head.status

@@ -13,14 +13,14 @@ without an exchange, until that is out or nothing of it has moved for `idleTimeo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..codec import h2
 from ..codec.events import Data, End, Event, Informational, RequestHead, RequestRefused, ResponseHead, Trailers
-from ..errors import Grpc, LocalProtocolError, Reason
+from ..errors import Reason
 from ..observe.access import Outcome
-from .exchange import fields_for_http2, problem, response_for_http2
+from .downstream import answer
+from .exchange import fields_for_http2, response_for_http2
 from .facts import parties, security
 from .logged import Ended, log_request
 from .request import Exchange
@@ -210,27 +210,6 @@ class Http2Stream:
         self._engine.send(self._id, event)
         self._connection.sent(0)
 
-    def answer(
-        self,
-        reason: Reason,
-        detail: str,
-        decided_by: str,
-        tried: Sequence[str],
-        status: int = 0,
-        *,
-        as_grpc: Grpc | None = None,
-    ) -> int:
-        date = self.services.date()
-        head, body = problem(reason, detail, decided_by, tried, status=status, date=date, as_grpc=as_grpc)
-        try:
-            self.send(head)
-            if body:
-                self.send(Data(1, body))
-            self.send(End(1))
-        except LocalProtocolError:
-            self.reset()
-        return head.status
-
     def announce_close(self) -> None:
         """Behind its response the engine resets a stream whose request is not over (RFC 9113 section 8.1)."""
 
@@ -283,7 +262,7 @@ class Http2Stream:
     def _refuse(self, refused: RequestRefused) -> None:
         """A request that never became an exchange."""
         reason = Reason.HEAD_TOO_LARGE if refused.status == 431 else Reason.DOWNSTREAM_PROTOCOL
-        status = self.answer(reason, refused.detail, "", (), refused.status)
+        status = answer(self, reason, refused.detail, "", (), refused.status)
         unread(self.facts, self.services, reason, refused.detail, status)
         self.exchange_done(must_close=False)
 

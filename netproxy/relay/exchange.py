@@ -118,13 +118,12 @@ _NAMES_NOTHING = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 """What a Connection field mostly is: nothing more than these would have to go."""
 
 _SEEN_CONNECTION, _SEEN_HOP, _SEEN_XFCC, _SEEN_EXPECT, _SEEN_HOST, _SEEN_REQUEST_ID = 1, 2, 4, 8, 16, 32
-_SEEN_DATE, _SEEN_REASON, _SEEN_UPGRADE, _SEEN_NAMED, _SEEN_TRACE, _SEEN_FRAMED = 64, 128, 256, 512, 1024, 2048
+_SEEN_DATE, _SEEN_REASON, _SEEN_UPGRADE, _SEEN_NAMED, _SEEN_TRACE = 64, 128, 256, 512, 1024
 # `expect` only goes from HTTP/1.0, so it is looked at then.
 _SEEN_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_XFCC | _SEEN_EXPECT
 _SEEN_RESPONSE_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_REASON
-SEEN_EXPECT, SEEN_UPGRADE, SEEN_FRAMED = _SEEN_EXPECT, _SEEN_UPGRADE, _SEEN_FRAMED
-"""Of `fields_seen`: without the first nothing is expected, without the second no Upgrade is asked for, with the last
-there is content-length or transfer-encoding."""
+SEEN_EXPECT, SEEN_UPGRADE = _SEEN_EXPECT, _SEEN_UPGRADE
+"""Of `fields_seen`: without the first nothing is expected, without the second no Upgrade is asked for."""
 SEEN_CONNECTION, SEEN_REQUEST_ID, SEEN_TRACE = _SEEN_CONNECTION, _SEEN_REQUEST_ID, _SEEN_TRACE
 _TAGS: dict[bytes, int] = {
     b"connection": _SEEN_CONNECTION,
@@ -137,8 +136,6 @@ _TAGS: dict[bytes, int] = {
     **dict.fromkeys((b"traceparent", b"tracestate", b"b3"), _SEEN_TRACE),
     **dict.fromkeys((b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid"), _SEEN_TRACE),
     **dict.fromkeys((b"x-b3-sampled", b"x-b3-flags"), _SEEN_TRACE),
-    b"content-length": _SEEN_FRAMED,
-    b"transfer-encoding": _SEEN_FRAMED,
 }
 _TAGS.update({name: _TAGS.get(name, _SEEN_HOP) for name in _HOP_BY_HOP})
 _XFCC_SIZE = len(XFCC)

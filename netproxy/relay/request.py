@@ -51,6 +51,7 @@ from ..observe.access import Outcome
 from ..observe.record import Parties, Who
 from ..observe.spans import Span
 from ..upstream.pool import PoolKey
+from .downstream import Downstream, answer
 from .egress import NEXT_AFTER, Targets, http_permission
 from .exchange import (
     SEEN_CONNECTION,
@@ -92,7 +93,6 @@ from .trace import Trace, begun, traced
 from .upstream import Upstream, UpstreamHttp
 
 if TYPE_CHECKING:
-    from .downstream import Downstream
     from .shared import Waiter
     from .upstream_h2 import Http2Request
 
@@ -674,7 +674,7 @@ class Exchange:
             as_grpc = reason.info.grpc
         if as_grpc is not None:
             self._grpc_status = int(as_grpc)
-        return self._connection.answer(reason, detail, decided_by, tried, status, as_grpc=as_grpc)
+        return answer(self._connection, reason, detail, decided_by, tried, status, as_grpc=as_grpc)
 
     def _break_off(self, reason: Reason, detail: str, as_grpc: Grpc) -> None:
         """The response has begun and can't go on. Who reads nothing gets a reset: trailers would wait, too."""

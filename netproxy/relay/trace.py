@@ -113,7 +113,7 @@ def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
 def begun(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
     """As `traced`, for fields that name no trace."""
     trace = _begin(ids, percent, b"")
-    headers.append((b"traceparent", b"00-%b-%b-0%d" % (trace.trace_id, trace.span_id, trace.sampled)))
+    headers.append((b"traceparent", _traceparent(trace, 0)))
     return headers, trace
 
 
