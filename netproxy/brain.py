@@ -358,7 +358,7 @@ class Brain:
 
     def status(self) -> dict[str, Any]:
         """For ``netproxy status``; see docs of the CLI."""
-        snapshot, choice = self.snapshot, self.workloads.mechanisms.choice
+        snapshot, choice = self.snapshot, self.workloads.mechanisms.choice()
         return {
             "node": self.settings.node,
             "healthy": self.healthy()[0],
@@ -385,6 +385,8 @@ class Brain:
                     "state": pod.state,
                     "detail": pod.detail,
                     "steering": (pod.mechanism or "none") if pod.state == "steered" else "none",
+                    "steering_wanted": pod.want.steering,
+                    "steering_reason": self.workloads.why_so(pod),
                     "failure_policy": pod.want.failure_policy,
                     "policy_in_force": self.workloads.policy_in_force(pod),
                     "steering_note": pod.undropped,

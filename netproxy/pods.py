@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeVar
 
 from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
 from redirect.netns import open_netns
-from redirect.probe import Wanted
+from redirect.probe import Preference
 from redirect.unsteered import Unsteered, unsteered
 
 from .addr import SpiffeId
@@ -134,21 +134,20 @@ class Pods:
     # -- what is wanted -----------------------------------------------------------------------------
 
     async def want(
-        self, workloads: Iterable[LocalWorkload], vip_cidrs: tuple[str, ...], steering: Wanted = "auto"
+        self, workloads: Iterable[LocalWorkload], vip_cidrs: tuple[str, ...], steering: Preference = "auto"
     ) -> None:
         """These and no others. What is new or changed is brought up by `reconcile`."""
         self.vip_cidrs = vip_cidrs
-        if steering != self.mechanisms.wanted:
-            self.mechanisms.want(steering)
-            for pod in self.pods.values():
-                pod.retry_at = 0.0
         wanted = {f"{item.namespace}/{item.name}": item for item in workloads}
+        self.mechanisms.want(steering, {item.steering for item in wanted.values()})
         for key, pod in list(self.pods.items()):
             if key not in wanted or wanted[key].netns != pod.want.netns:
                 await self._release(pod)
                 del self.pods[key]
         for key, item in wanted.items():
             if key in self.pods:
+                if item.steering != self.pods[key].want.steering:
+                    self.pods[key].retry_at = 0.0
                 self.pods[key].want = item
             else:
                 self.pods[key] = Pod(item)
@@ -209,7 +208,7 @@ class Pods:
 
     def _is_as_wanted(self, pod: Pod) -> bool:
         """Of what was put there; what is there now, `_check` sees."""
-        choice = self.mechanisms.choice
+        choice = self.mechanisms.choice(pod.want.steering)
         return (
             (pod.policy, pod.dns, pod.vip_cidrs) == (pod.want.failure_policy, self._captures(pod), self.vip_cidrs)
             and pod.traffic == pod.want.traffic
@@ -256,7 +255,7 @@ class Pods:
             if pod.netns_fd < 0 and not await self._open(pod, epoch):
                 return
             async with self._bring_ups:
-                await self.mechanisms.get()
+                await self.mechanisms.get(pod.want.steering)
                 pod.families, pod.dial_families = await self._families(pod, epoch)
                 if why := self._link.uncertified(pod.want.identity):
                     raise IdentityError(f"no certificate yet: {why}")
@@ -300,9 +299,9 @@ class Pods:
         try:
             if pod.netns_fd >= 0 and pod.want.failure_policy == "closed":
                 await self._close(pod, epoch)
-            elif pod.netns_fd >= 0 and (pod.policy == "closed" or pod.mechanism not in (None, "nftables")):
-                # Its policy is open now, and only what we put there for the old one stands in its way; or rules of
-                # iptables, which don't go by themselves.
+            elif pod.netns_fd >= 0 and self.policy_in_force(pod) == "closed":
+                # Its policy is open now, and only what we put there for the old one stands in its way; or what can't
+                # be open.
                 await self._inside(pod, epoch, remove, self.settings.node)
                 pod.policy, pod.generation, pod.mechanism = "", 0, None
         except _Superseded:
@@ -390,9 +389,16 @@ class Pods:
             return ""
         return self._steering(pod, pod.policy, enabled=True).policy_in_force
 
+    def why_so(self, pod: Pod) -> str:
+        """Why it is steered by what it is steered by, or not at all."""
+        choice = self.mechanisms.choice(pod.want.steering)
+        return choice.reason if choice else "not tried yet"
+
     def policy_note(self, pod: Pod) -> str:
         in_force = self.policy_in_force(pod)
-        return "" if in_force in ("", pod.policy) else f", in force {in_force}: rules of iptables stay until removed"
+        if in_force in ("", pod.policy):
+            return ""
+        return f", in force {in_force}: rules of {pod.mechanism} stay until removed"
 
     def _journal_add(self, pod: Pod) -> None:
         self._journal.add(_key(pod), {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
@@ -423,13 +429,14 @@ class Pods:
 
     async def _steer(self, pod: Pod, epoch: int, *, enabled: bool, mechanism: Mechanism | None = None) -> Applied:
         """Put the rules there (`enabled`), or only the hooks that established connections need. `mechanism`: None is
-        the one of the node's choice."""
+        the one that was chosen for it."""
         key = _key(pod)
         policy, vips, dns = pod.want.failure_policy, self.vip_cidrs, self._captures(pod)
         traffic = pod.want.traffic
         if mechanism is None:
             # What is in force is drained as it is, whatever is wanted by now.
-            mechanism = await self.mechanisms.get() if enabled or pod.mechanism is None else pod.mechanism
+            in_force = pod.mechanism
+            mechanism = await self.mechanisms.get(pod.want.steering) if enabled or in_force is None else in_force
         desired = replace(self._steering(pod, policy, enabled=enabled), mechanism=mechanism)
         state = pod.state
         is_alone = pod.mechanism == mechanism and not pod.undropped

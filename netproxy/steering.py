@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 from redirect import Mechanism, RedirectError, Scope
-from redirect.netfilter.rules import MECHANISMS
-from redirect.probe import Choice, Wanted, choose
+from redirect.probe import Choice, Preference, choose
 from redirect.unsteered import Unsteered
+from redirect.wanted import MECHANISMS
 from redirect.watch import Watch
 
 from .config.snapshot import Traffic
@@ -32,48 +32,63 @@ _BYPASSED_S = 2.0
 _PROBE_AGAIN_S = 10.0
 
 
+@dataclass(eq=False)
+class _Answer:
+    """To what is preferred. `choice` None: not there yet."""
+
+    choice: Choice | None = None
+    asking: asyncio.Task[Choice] | None = None
+    asked_at: float = 0.0
+
+    def is_stale(self) -> bool:
+        return (
+            self.choice is not None
+            and self.choice.mechanism is None
+            and time.monotonic() - self.asked_at > _PROBE_AGAIN_S
+        )
+
+
 class Mechanisms:
-    """Which one is in use, and why. The answer of the probes is kept until something else is wanted, or until nothing
-    worked for a while."""
+    """Which one is in use, and why: `wanted` by the node, and by workloads that say something else. The answer of the
+    probes is kept for as long as somebody wants the same, or until nothing worked for a while."""
 
-    def __init__(self, probe: Callable[[Wanted], Choice] = choose) -> None:
-        self.wanted: Wanted = "auto"
-        self.choice: Choice | None = None
+    def __init__(self, probe: Callable[[Preference], Choice] = choose) -> None:
+        self.wanted: Preference = "auto"
         self._probe = probe
-        self._asking: asyncio.Task[Choice] | None = None
-        self._asked_at = 0.0
+        self._answers: dict[Preference, _Answer] = {}
 
-    def want(self, wanted: Wanted) -> None:
-        if wanted != self.wanted:
-            self.wanted, self.choice = wanted, None
+    def want(self, wanted: Preference, by_workloads: Iterable[Preference] = ()) -> None:
+        self.wanted = wanted
+        for other in self._answers.keys() - {wanted, *by_workloads}:
+            del self._answers[other]
 
-    async def get(self) -> Mechanism:
+    def choice(self, wanted: Preference | None = None) -> Choice | None:
+        """None: nobody has asked yet. Left out, `wanted` is the node's."""
+        answer = self._answers.get(wanted or self.wanted)
+        return answer.choice if answer else None
+
+    async def get(self, wanted: Preference | None = None) -> Mechanism:
         """Raises RedirectError when no mechanism that is wanted works. Probing blocks a thread, not the loop."""
-        while self.choice is None or (self.choice.mechanism is None and self._is_stale()):
-            wanted = self.wanted
-            if self._asking is None:
-                self._asking = asyncio.create_task(asyncio.to_thread(self._probe, wanted))
+        preference = wanted or self.wanted
+        answer = self._answers.setdefault(preference, _Answer())
+        if answer.choice is None or answer.is_stale():
+            if answer.asking is None:
+                answer.asking = asyncio.create_task(asyncio.to_thread(self._probe, preference))
+            asking = answer.asking
             try:
-                found = await asyncio.shield(self._asking)
+                found = await asyncio.shield(asking)
             finally:
-                if self._asking is not None and self._asking.done():
-                    self._asking = None
-                    self._asked_at = time.monotonic()
-            if wanted == self.wanted:
-                if self.choice != found:
-                    if found.mechanism:
-                        log(f"steering by {found.mechanism}: {found.reason}")
-                    else:
-                        log(found.reason, WARNING)
-                self.choice = found
-                break
-        assert self.choice is not None
-        if self.choice.mechanism is None:
-            raise RedirectError(self.choice.reason, step="choose how to steer")
-        return self.choice.mechanism
-
-    def _is_stale(self) -> bool:
-        return time.monotonic() - self._asked_at > _PROBE_AGAIN_S
+                if asking.done() and answer.asking is asking:
+                    answer.asking, answer.asked_at = None, time.monotonic()
+            if answer.choice != found:
+                if found.mechanism:
+                    log(f"steering by {found.mechanism}: {found.reason}")
+                else:
+                    log(found.reason, WARNING)
+            answer.choice = found
+        if answer.choice.mechanism is None:
+            raise RedirectError(answer.choice.reason, step="choose how to steer")
+        return answer.choice.mechanism
 
     def look_for(self, known: Mechanism | None) -> tuple[Mechanism, ...]:
         """Whose rules of ours there may be: all of them, unless we know that only `known` has."""

@@ -2,17 +2,18 @@
 
     desired (Steering) + what the kernel has (observe) -> plan -> apply (steer) -> what must be kept (Applied)
 
-A workload is left either steered or untouched: rules under `failure_policy: open` belong to a netlink socket and go
-with its last holder; under `closed` they stay until `remove`.
+A workload is left either steered or untouched: what no listener takes goes its way under `failure_policy: open`, and is
+refused under `closed`.
 
-`netns` opens and enters namespaces, `probe` says whether this machine can do it, `netfilter` has the rules.
+`wanted` is what all mechanisms are told, `backend` has them behind one interface, `netfilter` those that are rules;
+`netns` opens and enters namespaces, `probe` says what works on this machine.
 """
 
 from redirect.apply import Applied, Removed, remove, steer
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Mechanism, Ports, Scope
 from redirect.observed import dialable, observe, reachable
 from redirect.plan import Observed, Steering
+from redirect.wanted import Mechanism, Ports, Scope
 
 __all__ = [
     "Applied",

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
+from redirect.backend import BACKENDS
 from redirect.errors import RedirectError
-from redirect.netfilter.backend import BACKENDS
-from redirect.netfilter.rules import MECHANISMS, Mechanism
 from redirect.netns import identity, inside
 from redirect.observed import observe_here
 from redirect.plan import (
@@ -34,6 +33,7 @@ from redirect.plan import (
     undo,
 )
 from redirect.route import routing
+from redirect.wanted import MECHANISMS, Mechanism
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +140,13 @@ class _Execution:
                     step = f"verify table {each.name}"
                     _verify(each, self._node)
             step = f"drop {', '.join(name for _, name in wanted.drop)}"
-            _drop(table for table in wanted.drop if table.mechanism == "nftables")
+            _drop(table for table in wanted.drop if DIALECTS[table.mechanism].DROPS_AT_ONCE)
         except RedirectError as exc:
             failures = self._undo(done)
             message = "; ".join([str(exc), *failures])
             raise RedirectError(message, namespace=self._where, step=step) from exc
         try:
-            _drop(table for table in wanted.drop if table.mechanism != "nftables")
+            _drop(table for table in wanted.drop if not DIALECTS[table.mechanism].DROPS_AT_ONCE)
         except RedirectError as exc:
             self.undropped = f"older rules can't be removed: {exc}"  # half of them may be gone: no way back
         return self._owner_fd
@@ -172,14 +172,14 @@ class _Execution:
             case DeleteRoute(cidr):
                 with routing() as rt:
                     rt.delete_route(cidr, self._node)
-            case CreateTable(name, owned, rules, mechanism):
-                self._owner_fd = BACKENDS[mechanism].create(name, rules, owned=owned)
-            case DeleteTable(name, owned, _, mechanism):
-                if owned and self._owner_fd is not None:
+            case CreateTable(name, wanted, mechanism):
+                self._owner_fd = BACKENDS[mechanism].create(name, wanted)
+            case DeleteTable(name, wanted, mechanism):
+                if not DIALECTS[mechanism].is_owned(wanted.failure_policy):
+                    BACKENDS[mechanism].delete((name,))
+                elif self._owner_fd is not None:
                     os.close(self._owner_fd)
                     self._owner_fd = None
-                elif not owned:
-                    BACKENDS[mechanism].delete((name,))
             case _:
                 assert_never(step)
 
@@ -197,7 +197,7 @@ def _verify(made: CreateTable, node: str) -> None:
     like drift for ever, and every look would replace the table."""
     tables = BACKENDS[made.mechanism].tables(node)
     found = next((table.listing for table in tables if table.name == made.name), ())
-    expected = DIALECTS[made.mechanism].listing(made.rules)
+    expected = DIALECTS[made.mechanism].listing(made.wanted)
     if found != expected:
         odd = next((line for line in found if line not in expected), "a rule is missing")
         raise RedirectError(f"the kernel lists other rules than were loaded: {odd}")

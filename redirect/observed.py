@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
+from redirect.backend import BACKENDS
 from redirect.errors import RedirectError
-from redirect.netfilter.backend import BACKENDS
-from redirect.netfilter.rules import MECHANISMS, Family, Mechanism, Table
 from redirect.netns import identity, inside
 from redirect.plan import Observed, check_node
 from redirect.route import routing
+from redirect.wanted import MECHANISMS, Family, Mechanism, Table
 
 _IPV6 = "/proc/sys/net/ipv6/conf"  # of the reading thread's namespace
 

@@ -6,8 +6,8 @@ Rules:
 - nothing to do gives an empty plan;
 - a new table is made before an older one goes, so no connection slips through between them;
 - every step can be undone, and undoing in reverse leaves the kernel as it was. Dropping is the last act and the only
-  one without undo. Tables of nftables go first and all at once; chains of iptables go one family after the other, and
-  what of them can't be dropped is told and dropped at the next occasion;
+  one without undo. What goes all at once goes first; chains of iptables go one family after the other, and what of
+  them can't be dropped is told and dropped at the next occasion;
 - a table is of one mechanism. Another one is like another generation: new rules are made, then the older ones go;
 - an older table which is owned goes when its owner's fd is closed, which is the caller's part: `lingering` names it.
 
@@ -20,38 +20,45 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 from redirect.errors import RedirectError
 from redirect.netfilter import iptables, nft
-from redirect.netfilter.rules import (
+from redirect.wanted import (
     MECHANISMS,
+    FailurePolicy,
     Family,
     Listing,
     Mechanism,
     Ports,
-    Ruleset,
     Scope,
     Table,
     Wanted,
     check_cidr,
-    ruleset,
 )
-
-FailurePolicy = Literal["open", "closed"]
 
 _NODE = re.compile(r"[a-z0-9-]{1,40}")
 
 
-class _Dialect(Protocol):
-    """How a mechanism words things."""
+class Dialect(Protocol):
+    """How a mechanism words what is wanted, and what it makes of the failure policy."""
+
+    DROPS_AT_ONCE: bool
+    """Several tables are dropped all or none. Else some may stay, which is told and tried again."""
 
     def table_name(self, node: str, generation: int) -> str: ...
 
-    def listing(self, rules: Ruleset) -> Listing: ...
+    def listing(self, wanted: Wanted) -> Listing:
+        """What the kernel shows when it has that."""
+
+    def in_force(self, policy: FailurePolicy, /) -> FailurePolicy:
+        """The policy that holds when this one is asked for."""
+
+    def is_owned(self, policy: FailurePolicy, /) -> bool:
+        """What this mechanism makes for a policy in force goes with the last holder of an fd that the caller keeps."""
 
 
-DIALECTS: dict[Mechanism, _Dialect] = {"nftables": nft, "iptables-nft": iptables, "iptables-legacy": iptables}
+DIALECTS: dict[Mechanism, Dialect] = {"nftables": nft, "iptables-nft": iptables, "iptables-legacy": iptables}
 
 
 def check_node(node: str) -> None:
@@ -67,9 +74,9 @@ class Steering:
     `families`: the IP families in which traffic can reach the workload (`reachable()` finds them), whatever addresses
     it has: another family passes untouched. VIP networks of a family it cannot dial are left out by the caller.
     `enabled=False` keeps hooks and routes and
-    steers nothing, so that established connections live on during a drain. `failure_policy`: open rules go with the fd
-    that owns them; closed rules stay, and refuse what no listener takes, outbound and inbound. Rules of iptables are
-    closed whatever was asked for: see `policy_in_force`.
+    steers nothing, so that established connections live on during a drain. `failure_policy`: under ``open``, what
+    no listener takes goes its way as if it were not steered; under ``closed`` it is refused, outbound and inbound. How
+    a mechanism keeps that when the agent is gone is its own matter, and not all can: see `policy_in_force`.
     """
 
     node: str
@@ -105,30 +112,29 @@ class Steering:
             check_cidr(cidr, "VIP network")
 
     @property
-    def owned(self) -> bool:
-        return self.policy_in_force == "open"
+    def policy_in_force(self) -> FailurePolicy:
+        return DIALECTS[self.mechanism].in_force(self.failure_policy)
 
     @property
-    def policy_in_force(self) -> FailurePolicy:
-        return self.failure_policy if self.mechanism == "nftables" else "closed"
+    def owned(self) -> bool:
+        """What steers belongs to an fd that the caller keeps."""
+        return DIALECTS[self.mechanism].is_owned(self.policy_in_force)
 
-    def rules(self) -> Ruleset:
-        return ruleset(
-            Wanted(
-                self.ports,
-                self.families,
-                self.scope,
-                self.vip_cidrs,
-                mark=self.mark,
-                mask=self.mask,
-                refuse_without_listener=not self.owned,
-                enabled=self.enabled,
-            )
+    def wanted(self) -> Wanted:
+        return Wanted(
+            self.ports,
+            self.families,
+            self.scope,
+            self.vip_cidrs,
+            mark=self.mark,
+            mask=self.mask,
+            failure_policy=self.policy_in_force,
+            enabled=self.enabled,
         )
 
     def listing(self) -> Listing:
-        """What the kernel shows when it has these rules."""
-        return DIALECTS[self.mechanism].listing(self.rules())
+        """What the kernel shows when it is as desired."""
+        return DIALECTS[self.mechanism].listing(self.wanted())
 
     def routes(self) -> frozenset[str]:
         return frozenset(cidr for cidr in self.vip_cidrs if ipaddress.ip_network(cidr).version in self.families)
@@ -172,8 +178,7 @@ class DeleteRoute:
 @dataclass(frozen=True, slots=True)
 class CreateTable:
     name: str
-    owned: bool
-    rules: Ruleset
+    wanted: Wanted
     mechanism: Mechanism = "nftables"
 
 
@@ -182,8 +187,7 @@ class DeleteTable:
     """Undo of CreateTable. An owned one is deleted by closing its owner."""
 
     name: str
-    owned: bool
-    rules: Ruleset
+    wanted: Wanted
     mechanism: Mechanism = "nftables"
 
 
@@ -200,10 +204,10 @@ def undo(step: Step) -> Step:
             return DeleteRoute(cidr)
         case DeleteRoute(cidr):
             return AddRoute(cidr)
-        case CreateTable(name, owned, rules, mechanism):
-            return DeleteTable(name, owned, rules, mechanism)
-        case DeleteTable(name, owned, rules, mechanism):
-            return CreateTable(name, owned, rules, mechanism)
+        case CreateTable(name, wanted, mechanism):
+            return DeleteTable(name, wanted, mechanism)
+        case DeleteTable(name, wanted, mechanism):
+            return CreateTable(name, wanted, mechanism)
     assert_never(step)
 
 
@@ -230,18 +234,18 @@ def plan(desired: Steering, observed: Observed) -> Plan:
     """What to do so that the namespace is as desired. RedirectError if the two are about different nodes."""
     if desired.node != observed.node:
         raise RedirectError(f"steering of node {desired.node} planned on what node {observed.node} has")
-    rules = desired.rules()
+    wanted = desired.wanted()
     steps: list[Step] = [] if observed.lo_up else [LinkUp("lo")]
     steps += [AddRoute(cidr) for cidr in sorted(desired.routes() - observed.routes)]
     steps += [DeleteRoute(cidr) for cidr in sorted(observed.routes - desired.routes())]
 
     newest = max(observed.tables, key=lambda table: table.generation, default=None)
     generation = observed.generation
-    if newest is None or not _is_as_desired(newest, desired, rules):
+    if newest is None or not _is_as_desired(newest, desired):
         newest = None
         generation += 1
         name = DIALECTS[desired.mechanism].table_name(desired.node, generation)
-        steps.append(CreateTable(name, desired.owned, rules, desired.mechanism))
+        steps.append(CreateTable(name, wanted, desired.mechanism))
     older = [table for table in observed.tables if table is not newest]
     return Plan(
         steps=tuple(steps),
@@ -251,9 +255,9 @@ def plan(desired: Steering, observed: Observed) -> Plan:
     )
 
 
-def _is_as_desired(table: Table, desired: Steering, rules: Ruleset) -> bool:
+def _is_as_desired(table: Table, desired: Steering) -> bool:
     return (
         table.mechanism == desired.mechanism
         and (table.owner is not None) is desired.owned
-        and table.listing == DIALECTS[desired.mechanism].listing(rules)
+        and table.listing == desired.listing()
     )

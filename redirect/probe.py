@@ -11,12 +11,19 @@ from typing import Literal
 from redirect.apply import execute
 from redirect.errors import RedirectError
 from redirect.netfilter.restore import host_variant
-from redirect.netfilter.rules import Family, Mechanism, Ports, Scope
 from redirect.netns import unshare_netns
 from redirect.observed import observe_here
-from redirect.plan import FailurePolicy, Steering, plan
+from redirect.plan import Steering, plan
+from redirect.wanted import FailurePolicy, Family, Mechanism, Ports, Scope
 
-Wanted = Literal["auto", "nftables", "iptables"]
+Preference = Literal["auto", "nftables", "iptables"]
+
+_CANDIDATES: dict[Preference, tuple[Mechanism, ...]] = {
+    "auto": ("nftables", "iptables-nft", "iptables-legacy"),
+    "nftables": ("nftables",),
+    "iptables": ("iptables-nft", "iptables-legacy"),
+}
+"""In order, but of the variants of iptables the host's own comes first. nftables can do all there is to do."""
 
 _NODE = "probe"
 _SCOPE = Scope(
@@ -73,23 +80,26 @@ def probe(mechanism: Mechanism = "nftables") -> Probe:
     return Probe(frozenset(found), "; ".join(reasons), mechanism)
 
 
-def choose(wanted: Wanted, ask: Callable[[Mechanism], Probe] = probe) -> Choice:
-    """Blocks for as long as the probes take. nftables is preferred, since it can do all there is to do; of iptables the
-    variant that the host's own `iptables` is."""
-    candidates: list[Mechanism] = []
-    if wanted in ("auto", "nftables"):
-        candidates.append("nftables")
-    if wanted in ("auto", "iptables"):
-        mine = host_variant()
-        candidates += sorted(("iptables-nft", "iptables-legacy"), key=lambda name: name != mine)
+def choose(wanted: Preference, ask: Callable[[Mechanism], Probe] = probe) -> Choice:
+    """Blocks for as long as the probes take."""
     failed: list[str] = []
-    for mechanism in candidates:
+    for mechanism in _candidates(wanted):
         found = ask(mechanism)
         if found.ok:
             why = "the first that works" if wanted == "auto" else f"steering: {wanted} is configured"
             return Choice(mechanism, "; ".join([why, *failed, *([found.reason] if found.reason else [])]))
         failed.append(f"{mechanism} can't be used: {found.reason}")
     return Choice(None, "; ".join(failed))
+
+
+def _candidates(wanted: Preference) -> list[Mechanism]:
+    """The host's variant is asked for only when it matters."""
+    found = list(_CANDIDATES[wanted])
+    variants = {"iptables-nft", "iptables-legacy"}.intersection(found)
+    if len(variants) < 2:
+        return found
+    mine = host_variant()
+    return sorted(found, key=lambda name: name in variants and name != mine)
 
 
 def _try(family: Family, mechanism: Mechanism) -> None:

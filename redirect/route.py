@@ -19,7 +19,7 @@ from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Family
+from redirect.wanted import Family
 
 PROTOCOL = 78  # rtm_protocol; free in Linux's rtnetlink.h and in iproute2's rt_protos.d
 

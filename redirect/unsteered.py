@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Scope
 from redirect.netns import inside
 from redirect.plan import Steering
+from redirect.wanted import Scope
 
 MAX_SOCKETS = 20_000
 """Looked at in one namespace; what is beyond is told, not looked at."""

@@ -17,8 +17,8 @@ import socket
 import struct
 
 from redirect.errors import RedirectError
-from redirect.netfilter.rules import Mechanism
 from redirect.netns import inside
+from redirect.wanted import Mechanism
 
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1

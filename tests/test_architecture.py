@@ -122,6 +122,7 @@ PURE = (
     "redirect/netfilter/nft.py",
     "redirect/netfilter/rules.py",
     "redirect/plan.py",
+    "redirect/wanted.py",
 )
 """No effects: no socket, loop, clock, thread, file, log or randomness. `now` and `rng` are arguments."""
 

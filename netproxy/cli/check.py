@@ -18,10 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from redirect import RedirectError, observe
-from redirect.netfilter.rules import MECHANISMS, Mechanism
 from redirect.netns import open_netns
 from redirect.obstacles import blocked
-from redirect.probe import Choice, Probe, Wanted, choose, probe
+from redirect.probe import Choice, Preference, Probe, choose, probe
+from redirect.wanted import MECHANISMS, Mechanism
 
 from ..codec import h1, h2
 from .ask import console, fetch, lacks
@@ -107,8 +107,8 @@ def _mechanisms() -> list[Finding]:
             works = family in found.families
             detail = "rules can be loaded" if works else "; ".join(reasons)
             findings.append(Finding(f"{mechanism} IPv{family}", works or None, detail))
-    wants: tuple[Wanted, ...] = ("auto", "iptables")
-    choices: dict[Wanted, Choice] = {wanted: choose(wanted, lambda mechanism: tried[mechanism]) for wanted in wants}
+    wants: tuple[Preference, ...] = ("auto", "iptables")
+    choices: dict[Preference, Choice] = {wanted: choose(wanted, lambda mechanism: tried[mechanism]) for wanted in wants}
     auto = choices["auto"]
     complete = auto.mechanism is not None and tried[auto.mechanism].families == {4, 6}
     said = f"{auto.mechanism}: {auto.reason}" if auto.mechanism else auto.reason

@@ -75,6 +75,8 @@ def _print(found: dict[str, Any]) -> None:
         )
     out.print(workloads)
     for item in found["workloads"]:
+        if item["steering_wanted"] != steering["wanted"]:
+            out.print(f"{item['workload']}: steering {item['steering_wanted']}: {item['steering_reason']}")
         if item["steering_note"]:
             out.print(f"[yellow]{item['workload']}: {item['steering_note']}[/]")
         bypassing = item["unsteered_connections"]

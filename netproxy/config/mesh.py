@@ -29,6 +29,7 @@ from .fields import (
     PortKey,
     PortName,
     PositiveDuration,
+    SteeringPreference,
     Token,
     TrustDomain,
     Uid,
@@ -139,6 +140,8 @@ class WorkloadSpec(Model):
     failure_policy: FailurePolicy | None = None
     """What becomes of its traffic while no agent runs. `open`: it flows unsteered; `closed`: it is refused. Left
     out: MeshConfig says."""
+    steering: SteeringPreference | None = None
+    """How its traffic gets to the proxy. Left out: MeshConfig says. A change closes no connection."""
     ports: Annotated[Items[WorkloadPort], Field(max_length=1000)] = ()
     """What it listens on. Only ports that something is to be said about need to be named."""
     dns: WorkloadDns = WorkloadDns()
@@ -278,9 +281,9 @@ class MeshConfigSpec(Model):
     excludes."""
     failure_policy: FailurePolicy = "open"
     """Of Workloads that do not say it themselves."""
-    steering: Literal["auto", "nftables", "iptables"] = "auto"
+    steering: SteeringPreference = "auto"
     """How traffic gets to the proxy. `auto` takes nftables if a probe of the kernel finds that it works, else
-    iptables. With iptables every workload's failure policy is `closed`."""
+    iptables. With iptables every workload's failure policy is `closed`. A Workload may say something else."""
     opaque_ports: Annotated[Items[Port], Field(max_length=1000)] = _MESH.opaque_ports
     """Ports whose connections are relayed unread unless something declares them otherwise: servers that speak first."""
     vip_cidrs: VipCidrs = VipCidrs()

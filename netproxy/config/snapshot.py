@@ -12,12 +12,12 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from ..addr import ServiceKey, SpiffeId, WorkloadKey, spiffe_id
 from ..errors import ConfigError
 from .external import Mesh, accept_external, external_shard, is_within, named_hosts
-from .fields import FailurePolicy
+from .fields import FailurePolicy, SteeringPreference
 from .kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
 from .mesh import ExternalService, MeshConfig, MeshConfigSpec, PeerAuthentication, Workload, WorkloadTraffic
 from .model import Object, Resource
@@ -87,6 +87,7 @@ class LocalWorkload:
     netns: str
     failure_policy: FailurePolicy
     traffic: Traffic = Traffic()
+    steering: SteeringPreference = "auto"
     dns_capture: bool = True
     nameservers: tuple[str, ...] = ()
     """As declared in `Workload.dns`; () leaves it to the resolv.conf of the workload."""
@@ -105,7 +106,7 @@ class Snapshot:
     vip_networks: tuple[str, ...]
     statuses: Mapping[str, ObjectStatus]
     rejected: tuple[ConfigError, ...]
-    steering: Literal["auto", "nftables", "iptables"] = "auto"
+    steering: SteeringPreference = "auto"
     kept: tuple[str, ...] = ()
     """Objects whose last good version is in force, since the present one can't be used."""
 
@@ -570,6 +571,7 @@ class _Build:
                     netns=spec.attach.netns,
                     failure_policy=spec.failure_policy or self.config.failure_policy,
                     traffic=_traffic(spec.traffic),
+                    steering=spec.steering or self.config.steering,
                     dns_capture=spec.dns.capture,
                     nameservers=spec.dns.nameservers,
                 )

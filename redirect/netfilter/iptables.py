@@ -29,12 +29,10 @@ from redirect.netfilter.rules import (
     Action,
     Chain,
     Established,
-    Family,
     FromInterface,
     FromNetworks,
     InZone,
     IsTcp,
-    Listing,
     MarkIs,
     Match,
     OfFamily,
@@ -49,8 +47,12 @@ from redirect.netfilter.rules import (
     ToLocal,
     ToNetworks,
     ToPorts,
+    ruleset,
 )
+from redirect.wanted import FailurePolicy, Family, Listing, Wanted
 
+DROPS_AT_ONCE = False
+"""Each IP family is a transaction of its own."""
 FAMILIES: tuple[Family, ...] = (4, 6)
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
@@ -73,6 +75,15 @@ def table_name(node: str, generation: int) -> str:
     return f"np-{_tag(node)}-{generation}"
 
 
+def in_force(_policy: FailurePolicy) -> FailurePolicy:
+    """What becomes of the failure policy that is asked for: rules stay until somebody removes them."""
+    return "closed"
+
+
+def is_owned(_policy: FailurePolicy) -> bool:
+    return False
+
+
 def _tag(node: str) -> str:
     """A node's name has no capital, so a hash is never taken for a name."""
     if len(node) <= _NODE_LENGTH:
@@ -93,11 +104,11 @@ class _Part:
     rules: tuple[str, ...]
 
 
-def create(name: str, rules: Ruleset, family: Family) -> str:
+def create(name: str, wanted: Wanted, family: Family) -> str:
     """Input for one family; "" when it is not to be steered. It fails, changing nothing of that table, if there is a
     chain of that name."""
     lines = []
-    for part in _parts(rules, family):
+    for part in _parts(ruleset(wanted), family):
         chain = f"{name}{part.role}"
         lines += [f"*{part.table}", f"-N {chain}"]
         lines += [f"-A {chain} {rule}" for rule in part.rules]
@@ -223,9 +234,10 @@ def _action(action: Action) -> Iterator[str]:
 # --- listing
 
 
-def listing(rules: Ruleset) -> Listing:
+def listing(wanted: Wanted) -> Listing:
     """What iptables-save and ip6tables-save will show once these rules are loaded."""
     found: list[str] = []
+    rules = ruleset(wanted)
     for family in FAMILIES:
         for part in _parts(rules, family):
             place = f"{family} {part.table}"

@@ -22,7 +22,6 @@ from redirect.netfilter.rules import (
     FromNetworks,
     InZone,
     IsTcp,
-    Listing,
     MarkIs,
     Match,
     OfFamily,
@@ -32,13 +31,16 @@ from redirect.netfilter.rules import (
     Redirect,
     Reset,
     Rule,
-    Ruleset,
     ToListener,
     ToLocal,
     ToNetworks,
     ToPorts,
+    ruleset,
 )
+from redirect.wanted import FailurePolicy, Listing, Wanted
 
+DROPS_AT_ONCE = True
+"""Several tables go in one transaction."""
 _NAME = re.compile(r"netproxy-([a-z0-9-]{1,40})-g([1-9][0-9]{0,9})")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SYN_OF = ["fin", "syn", "rst", "ack"]
@@ -54,12 +56,23 @@ def parse_table_name(name: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
-def create(name: str, rules: Ruleset, *, owned: bool) -> str:
+def in_force(policy: FailurePolicy) -> FailurePolicy:
+    """What becomes of the failure policy that is asked for."""
+    return policy
+
+
+def is_owned(policy: FailurePolicy) -> bool:
+    """Rules that shall go with the agent belong to a netlink socket of its."""
+    return policy == "open"
+
+
+def create(name: str, wanted: Wanted) -> str:
     """One transaction which makes the table. It fails, changing nothing, if there is one of that name: `create` refuses
     a plain one, and the kernel refuses to make an existing table an owned one."""
+    owned = is_owned(wanted.failure_policy)
     lines = [] if owned else [f"create table inet {name}"]
     lines += [f"table inet {name} {{", *(["\tflags owner"] if owned else [])]
-    for chain in rules:
+    for chain in ruleset(wanted):
         lines.append(f"\tchain {chain.name} {{")
         lines.append(f"\t\ttype {chain.kind} hook {chain.hook} priority {chain.priority}; policy accept;")
         lines += [f"\t\t{_rule(rule)}" for rule in chain.rules]
@@ -129,10 +142,10 @@ def _action(action: Action) -> str:
     assert_never(action)
 
 
-def listing(rules: Ruleset) -> Listing:
+def listing(wanted: Wanted) -> Listing:
     """What the kernel will show once these rules are loaded."""
     found: list[str] = []
-    for chain in rules:
+    for chain in ruleset(wanted):
         found.append(_chain_line(chain))
         for rule in chain.rules:
             statements = [_match_json(match) for match in rule.matches] + _action_json(rule.action)

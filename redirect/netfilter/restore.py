@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from redirect.errors import RedirectError
 from redirect.netfilter import iptables
-from redirect.netfilter.rules import Family, Mechanism, Ruleset, Table
+from redirect.wanted import Family, Mechanism, Table, Wanted
 
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 _LOCK_S = 5
@@ -49,14 +49,14 @@ class Variant:
             Table(name, iptables.generation_of(name), None, listing, self.mechanism) for name, listing in found.items()
         ]
 
-    def create(self, name: str, rules: Ruleset, *, owned: bool) -> int | None:
+    def create(self, name: str, wanted: Wanted) -> int | None:
         """All of it or nothing."""
-        if owned:
+        if wanted.failure_policy == "open":
             raise RedirectError("iptables has no rules that go with their owner")
         made: list[Family] = []
         try:
             for family in iptables.FAMILIES:
-                if text := iptables.create(name, rules, family):
+                if text := iptables.create(name, wanted, family):
                     if iptables.delete(self._save(family), (name,)):
                         raise RedirectError(f"chains of {name} exist already (IPv{family})")
                     made.append(family)

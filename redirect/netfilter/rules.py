@@ -9,7 +9,7 @@ one IP family.
                           a TCP connection being opened goes to loopback:outbound
     prerouting (mangle)   the other IP family, what came in by lo and what is not for us pass;
                           TCP goes to the transparent listener on loopback:inbound;
-                          with `refuse_without_listener`, a connection which nobody took is reset
+                          under failure policy ``closed``, a connection which nobody took is reset
 
 A `Scope` narrows this: what it excludes passes, and only what it includes is taken. Names are taken whatever it
 includes, since they lead to VIPs; VIPs are taken whatever it says, since nobody else answers there.
@@ -37,18 +37,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from redirect.errors import RedirectError
+from redirect.wanted import DNS, Family, Ports, Wanted
 
-Family = Literal[4, 6]
 Protocol = Literal["tcp", "udp"]
-Mechanism = Literal["nftables", "iptables-nft", "iptables-legacy"]
-"""Who takes rules to the kernel. The last two are the variants of iptables, whose rules don't see each other."""
-
-MECHANISMS: tuple[Mechanism, ...] = ("nftables", "iptables-nft", "iptables-legacy")
-DNS = 53
 ZONE = 0x539
-MAX_LIST = 256
-"""Entries of each list of a `Scope`; iptables needs a rule for each network and each 15 ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,110 +166,6 @@ class Chain:
 
 Ruleset = tuple[Chain, ...]
 
-Listing = tuple[str, ...]
-"""The canonical form, of each mechanism its own, in which what we want and what the kernel has are compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The rules of one generation: a table of nftables, or chains of that name in those of iptables. `owner` is the
-    port id of the owning netlink socket, None for rules that anybody may remove."""
-
-    name: str
-    generation: int
-    owner: int | None
-    listing: Listing
-    mechanism: Mechanism = "nftables"
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where the proxy listens, on loopback in the workload's namespace.
-
-    `dns`: for queries, UDP and TCP; None leaves names to whomever the app asks.
-    """
-
-    outbound: int = 15001
-    inbound: int = 15006
-    dns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What is steered; () of an `include` means all, and an exclusion wins. Ports and uids are sorted and distinct.
-
-    `in_exclude_cidrs` are networks of clients, the other networks those of servers. RedirectError otherwise.
-    """
-
-    out_include_cidrs: tuple[str, ...] = ()
-    out_exclude_cidrs: tuple[str, ...] = ()
-    out_include_ports: tuple[int, ...] = ()
-    out_exclude_ports: tuple[int, ...] = ()
-    out_exclude_uids: tuple[int, ...] = ()
-    in_include_ports: tuple[int, ...] = ()
-    in_exclude_ports: tuple[int, ...] = ()
-    in_exclude_cidrs: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("out_include_ports", "out_exclude_ports", "in_include_ports", "in_exclude_ports"):
-            ports: tuple[int, ...] = getattr(self, name)
-            for port in ports:
-                if not 0 < port < 1 << 16:
-                    raise RedirectError(f"{name}: port {port} is not in 1..65535")
-            _check_sorted(name, ports)
-        for uid in self.out_exclude_uids:
-            if not 0 <= uid < (1 << 32) - 1:
-                raise RedirectError(f"out_exclude_uids: {uid} is not a user")
-        _check_sorted("out_exclude_uids", self.out_exclude_uids)
-        for name in ("out_include_cidrs", "out_exclude_cidrs", "in_exclude_cidrs"):
-            cidrs: tuple[str, ...] = getattr(self, name)
-            if len(cidrs) > MAX_LIST:
-                raise RedirectError(f"{name} has {len(cidrs)} entries, {MAX_LIST} are possible")
-            for cidr in cidrs:
-                check_cidr(cidr, name)
-
-    @property
-    def narrows_outbound(self) -> bool:
-        return bool(
-            self.out_include_cidrs
-            or self.out_exclude_cidrs
-            or self.out_include_ports
-            or self.out_exclude_ports
-            or self.out_exclude_uids
-        )
-
-
-def check_cidr(cidr: str, what: str) -> None:
-    """RedirectError unless it is a network as the kernel writes it."""
-    try:
-        network = ipaddress.ip_network(cidr)
-    except ValueError as exc:
-        raise RedirectError(f"{what}: {exc}") from exc
-    if str(network) != cidr:
-        raise RedirectError(f"{what}: {cidr} is to be written {network}")
-
-
-def _check_sorted(name: str, values: tuple[int, ...]) -> None:
-    if len(values) > MAX_LIST:
-        raise RedirectError(f"{name} has {len(values)} entries, {MAX_LIST} are possible")
-    if list(values) != sorted(set(values)):
-        raise RedirectError(f"{name} {values} are not sorted and distinct")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the rules of one workload are made from. Not enabled: hooks which steer nothing, but keep the kernel
-    translating connections which were redirected before. `vips` are networks that are taken whatever the scope."""
-
-    ports: Ports
-    families: frozenset[Family]
-    scope: Scope
-    vips: tuple[str, ...]
-    mark: int
-    mask: int
-    refuse_without_listener: bool
-    enabled: bool
-
 
 def ruleset(wanted: Wanted) -> Ruleset:
     """The chains of one workload."""
@@ -348,7 +236,7 @@ def _inbound(wanted: Wanted) -> Iterable[Rule]:
     included: list[Match] = [ToPorts(scope.in_include_ports)] if scope.in_include_ports else []
     for family in sorted(families):
         yield Rule((OfFamily(family), *(included or [IsTcp()])), ToListener(family, wanted.ports.inbound))
-    if wanted.refuse_without_listener:
+    if wanted.failure_policy == "closed":
         yield Rule((*included, OpensTcp()), Reset())
 
 

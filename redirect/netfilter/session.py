@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from redirect.errors import RedirectError
 from redirect.netfilter import nft
-from redirect.netfilter.rules import Listing, Ruleset, Table
+from redirect.wanted import Listing, Table, Wanted
 
 NETLINK_NETFILTER = 12
 SO_NETNS_COOKIE = 71  # Linux 5.14
@@ -57,10 +57,10 @@ def tables(node: str) -> list[Table]:
     return found
 
 
-def create(name: str, rules: Ruleset, *, owned: bool) -> int | None:
+def create(name: str, wanted: Wanted) -> int | None:
     """Returns the fd on which the life of an owned one hangs."""
-    text = nft.create(name, rules, owned=owned)
-    if owned:
+    text = nft.create(name, wanted)
+    if nft.is_owned(wanted.failure_policy):
         return create_owned(name, text)
     run(text)
     return None

@@ -153,6 +153,29 @@ def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
     assert scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 0
 
 
+def test_a_workload_may_be_steered_by_something_else(mesh_of: MeshOf) -> None:
+    mesh = mesh_of(nodes=1, steering="nftables")
+    scene = Scene(mesh, client={"steering": "iptables"})
+    mesh.start()
+
+    def steered_by() -> tuple[str, str]:
+        client, server = (workload(scene.agent, key)["steering"].partition("-")[0] for key in (CLIENT, SERVER))
+        return client, server
+
+    assert steered_by() == ("iptables", "nftables")
+    assert "steering: iptables is configured" in workload(scene.agent)["steering_reason"]
+    assert scene.agent.status()["steering"]["mechanism"] == "nftables"
+    with scene.to_service() as load:
+        load.wait_ok(10, via=("mesh",))
+        mesh.put(mesh.workload(scene.client, app="client"))
+        wait_for(lambda: steered_by() == ("nftables", "nftables"), "the client to follow the mesh")
+        load.wait_ok(10, via=("mesh",))
+        mesh.put(mesh.workload(scene.server, app="web", steering="iptables"))
+        wait_for(lambda: steered_by() == ("nftables", "iptables"), "the server to be another")
+        load.wait_ok(10, via=("mesh",))
+        assert load.failed() == []
+
+
 @pytest.mark.parametrize("mechanism", ["nftables", "iptables-legacy"])  # what is told by events, and what is not
 def test_flushed_under_load_it_is_back_within_two_seconds(
     mesh_of: MeshOf, mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

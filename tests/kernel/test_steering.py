@@ -40,11 +40,11 @@ from redirect import (
     steer,
 )
 from redirect.apply import execute
-from redirect.netfilter.backend import BACKENDS
-from redirect.netfilter.rules import MECHANISMS, Chain, MarkIs, Pass, Rule, Table
+from redirect.backend import BACKENDS
 from redirect.netns import identity, inside, open_netns
-from redirect.plan import DIALECTS, AddRoute, CreateTable, Dropped, FailurePolicy, Plan, plan
+from redirect.plan import DIALECTS, AddRoute, CreateTable, Dropped, Plan, plan
 from redirect.probe import probe
+from redirect.wanted import MECHANISMS, FailurePolicy, Table
 
 pytestmark = pytest.mark.kernel
 
@@ -946,29 +946,29 @@ def test_older_owned_tables_are_named_until_they_go(owning: World) -> None:
 # --- failing
 
 
-BAD_RULES = (
-    Chain("output", "nat", "output", -100, (Rule((MarkIs(1, 1),), Pass()),)),
-    Chain("prerouting", "filter", "prerouting", -150, (Rule((MarkIs(1 << 40, 1 << 40),), Pass()),)),
-)
-"""No mark has that many bits."""
+BAD_SCOPE = Scope()
+object.__setattr__(BAD_SCOPE, "in_exclude_ports", (1 << 17,))
+"""What is outbound can be loaded; what is inbound can't, since no port has that many bits."""
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "owned", "running"),
+    ("mechanism", "policy", "running"),
     [
-        *(("nftables", owned, running) for owned in (True, False) for running in (None, *POLICIES)),
-        *((found, False, running) for found in TRIED[1:] for running in (None, "closed")),
+        *(("nftables", policy, running) for policy in POLICIES for running in (None, *POLICIES)),
+        *((found, "closed", running) for found in TRIED[1:] for running in (None, "closed")),
     ],
     indirect=["mechanism"],
 )
-def test_a_failure_midway_leaves_the_kernel_as_it_was(dual: World, owned: bool, running: FailurePolicy | None) -> None:
+def test_a_failure_midway_leaves_the_kernel_as_it_was(
+    dual: World, policy: FailurePolicy, running: FailurePolicy | None
+) -> None:
     dual.steer(dual.steering("closed", vip_cidrs=()))  # what built-in tables leave
     remove(dual.pod.fd, NODE)
     if running:
         dual.steer(dual.steering(running, vip_cidrs=()))
     before, files = dual.pod.state(), os.listdir("/proc/self/fd")
-    good = CreateTable(dual.name(9), owned, dual.steering().rules(), dual.mechanism)
-    bad = replace(good, rules=BAD_RULES)
+    good = CreateTable(dual.name(9), dual.steering(policy).wanted(), dual.mechanism)
+    bad = replace(good, wanted=replace(good.wanted, scope=BAD_SCOPE))
     routes = (AddRoute("240.240.0.0/16"), AddRoute("fd00:240::/32"))
     cases = {
         "create table": Plan((*routes, bad), (), 9, ()),
@@ -993,8 +993,8 @@ def test_a_table_of_that_name_is_never_written_into(dual: World) -> None:
     else:
         dual.pod.run("nft", "add", "table", "inet", dual.name(1))
     before = dual.pod.state()
-    for owned in {False, not dual.iptables}:
-        step = CreateTable(dual.name(1), owned, dual.steering().rules(), dual.mechanism)
+    for policy in POLICIES:
+        step = CreateTable(dual.name(1), dual.steering(policy).wanted(), dual.mechanism)
         with pytest.raises(RedirectError, match=r"exist|supported|Invalid"):
             execute(dual.pod.fd, NODE, Plan((step,), (), 1, ()))
         assert dual.pod.state() == before

@@ -224,6 +224,8 @@ STATUS: dict[str, Any] = {
             "steering": "iptables-nft",
             "failure_policy": "open",
             "policy_in_force": "closed",
+            "steering_wanted": "nftables",
+            "steering_reason": "steering: [nftables] is configured",
             "steering_note": "older rules can't be removed: [x]",
             "unsteered_connections": {
                 "count": 3,
@@ -326,6 +328,7 @@ def test_status(cli: CliRunner, tmp_path: Path, output: str) -> None:
             "because",
             "(in force: closed)",
             "[no] module",
+            "shop/web-1: steering nftables: steering: [nftables] is configured",
             "[fd00::1]:1 - [fd00::2]:2 and 1 more",
             "web.yaml:1: broken",
             "log level info",

@@ -10,8 +10,8 @@ import pytest
 from netproxy.config.snapshot import Traffic
 from netproxy.steering import Looks, Mechanisms, Vigil, scope_of
 from redirect import RedirectError, Scope
-from redirect.netfilter.rules import MECHANISMS, Family, Mechanism
-from redirect.probe import Choice, Probe, Wanted, choose
+from redirect.probe import Choice, Preference, Probe, choose
+from redirect.wanted import MECHANISMS, Family, Mechanism
 
 ALL: frozenset[Family] = frozenset({4, 6})
 
@@ -39,7 +39,7 @@ def asked(*works: Mechanism) -> tuple[list[Mechanism], object]:
         ("iptables", ("nftables",), "", 2),
     ],
 )
-def test_choice(wanted: Wanted, works: tuple[Mechanism, ...], mechanism: str | None, tried: int | None) -> None:
+def test_choice(wanted: Preference, works: tuple[Mechanism, ...], mechanism: str | None, tried: int | None) -> None:
     """`mechanism` None: one of iptables, as this host has it; "": none."""
     seen, probe = asked(*works)
     found = choose(wanted, probe)  # type: ignore[arg-type]
@@ -54,22 +54,50 @@ def test_choice(wanted: Wanted, works: tuple[Mechanism, ...], mechanism: str | N
         assert "nftables can't be used: no module" in found.reason
 
 
+def told(wanted: Preference) -> Choice:
+    return Choice("nftables" if wanted == "auto" else "iptables-nft", "as told")
+
+
 def test_probes_are_asked_once_and_not_in_the_loop() -> None:
     threads: list[int] = []
 
-    def probe(wanted: Wanted) -> Choice:
+    def probe(wanted: Preference) -> Choice:
         threads.append(threading.get_ident())
-        return Choice("nftables" if wanted == "auto" else "iptables-nft", "as told")
+        return told(wanted)
 
     async def main() -> None:
         mechanisms = Mechanisms(probe)
+        assert mechanisms.choice() is None
         assert await asyncio.gather(*(mechanisms.get() for _ in range(5))) == ["nftables"] * 5
         assert len(threads) == 1 and threads[0] != threading.get_ident()
         mechanisms.want("auto")
-        assert mechanisms.choice is not None
+        assert mechanisms.choice() == told("auto")
         mechanisms.want("iptables")
-        assert mechanisms.choice is None
+        assert mechanisms.choice() is None
         assert await mechanisms.get() == "iptables-nft"
+
+    asyncio.run(main())
+
+
+def test_a_workload_may_want_another_one_than_the_node() -> None:
+    asked: list[Preference] = []
+
+    def probe(wanted: Preference) -> Choice:
+        asked.append(wanted)
+        return told(wanted)
+
+    async def main() -> None:
+        mechanisms = Mechanisms(probe)
+        mechanisms.want("auto", {"auto", "iptables"})
+        assert await asyncio.gather(mechanisms.get(), mechanisms.get("iptables")) == ["nftables", "iptables-nft"]
+        assert (mechanisms.choice(), mechanisms.choice("iptables")) == (told("auto"), told("iptables"))
+        # As long as somebody wants it, nobody is asked again.
+        mechanisms.want("nftables", {"auto", "iptables"})
+        await mechanisms.get("iptables")
+        assert sorted(asked) == ["auto", "iptables"]
+        mechanisms.want("nftables", {"auto"})
+        assert mechanisms.choice("iptables") is None
+        assert mechanisms.choice("auto") == told("auto")
 
     asyncio.run(main())
 

@@ -284,14 +284,16 @@ def test_addresses_have_one_owner() -> None:
 def test_local_workloads() -> None:
     text = (
         attached("a", "10.0.0.1"),
-        attached("b", "10.0.0.2", spec="node: node-a, failurePolicy: closed"),
+        attached("b", "10.0.0.2", spec="node: node-a, failurePolicy: closed, steering: iptables"),
         attached("c", "10.0.0.3", spec="node: node-b"),
         workload("d", "10.0.0.4"),
     )
     snapshot = build(*text)
-    assert [(w.key, w.netns, w.failure_policy, w.identity, w.addresses) for w in snapshot.local_workloads] == [
-        ("shop/a", "/run/netns/a", "open", "spiffe://cluster.local/ns/shop/sa/a-sa", ("10.0.0.1",)),
-        ("shop/b", "/run/netns/b", "closed", "spiffe://cluster.local/ns/shop/sa/b-sa", ("10.0.0.2",)),
+    assert [
+        (w.key, w.netns, w.failure_policy, w.steering, w.identity, w.addresses) for w in snapshot.local_workloads
+    ] == [
+        ("shop/a", "/run/netns/a", "open", "auto", "spiffe://cluster.local/ns/shop/sa/a-sa", ("10.0.0.1",)),
+        ("shop/b", "/run/netns/b", "closed", "iptables", "spiffe://cluster.local/ns/shop/sa/b-sa", ("10.0.0.2",)),
     ]
     assert {n: work(snapshot, n).local for n in "abcd"} == {"a": True, "b": True, "c": False, "d": True}
     assert {n: work(snapshot, n).meshed for n in "abcd"} == {"a": True, "b": True, "c": True, "d": False}
@@ -374,7 +376,7 @@ def test_mesh_config() -> None:
         dns_timeout_s=9.0,
         dns_max_outstanding=12,
     )
-    assert snapshot.steering == "iptables"
+    assert snapshot.steering == snapshot.local_workloads[0].steering == "iptables"
     assert snapshot.local_workloads[0].failure_policy == "closed"
     assert snapshot.local_workloads[0].identity == "spiffe://example.org/ns/shop/sa/a-sa"
     assert port(snapshot, "x").protocol == "tcp"

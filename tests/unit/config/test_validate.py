@@ -578,6 +578,8 @@ spec:
         ("{addresses: [10.0.0.1], attach: {netns: /run/../x}}",
             [("attach.netns", 'must be an absolute path without ".." or a "/" at its end, not "/run/../x"')]),
         ("{addresses: [10.0.0.1], failurePolicy: ajar}", [("failurePolicy", 'must be "open" or "closed", not "ajar"')]),
+        ("{addresses: [10.0.0.1], steering: tc}",
+            [("steering", 'must be "auto", "nftables" or "iptables", not "tc"')]),
         ("{addresses: [10.0.0.1], node: a/b}", [("node", 'must be letters, digits, "-", "_" and ".", not "a/b"')]),
         ("{addresses: [10.0.0.1], ports: [{port: 1}, {port: 1}]}", [("ports[1].port", "is the same as in item 0")]),
         ("{addresses: [10.0.0.1], dns: {nameservers: [resolver, 10.0.0.1, 10.0.0.1], captur: true}}",

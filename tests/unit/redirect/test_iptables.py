@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from redirect import Scope, Steering
 from redirect.netfilter import iptables
-from redirect.netfilter.rules import Family, Ports
+from redirect.wanted import Family, Ports
 
 NODE = "node-a"
 NAME = "np-node-a-3"
@@ -59,7 +59,7 @@ COMMIT
     ids=["names", "disabled", "other-family", "other-family-disabled"],
 )
 def test_text(desired: Steering, family: Family, text: str) -> None:
-    assert iptables.create(NAME, desired.rules(), family) == text
+    assert iptables.create(NAME, desired.wanted(), family) == text
 
 
 def test_lists_become_rules() -> None:
@@ -70,7 +70,7 @@ def test_lists_become_rules() -> None:
         out_exclude_cidrs=("10.9.0.0/16", "::/0"),
         in_exclude_cidrs=("10.7.0.0/24",),
     )
-    rules = Steering(NODE, frozenset({4, 6}), scope=scope, vip_cidrs=()).rules()
+    rules = Steering(NODE, frozenset({4, 6}), scope=scope, vip_cidrs=()).wanted()
     v4 = iptables.create(NAME, rules, 4).splitlines()
     opens = "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports 15001"
     many = "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15"
@@ -105,7 +105,7 @@ def saved(text: str) -> str:
 
 
 DESIRED = Steering(NODE, frozenset({4, 6}), ports=Ports(dns=15053), mechanism="iptables-nft")
-TEXTS: dict[Family, str] = {family: saved(iptables.create(NAME, DESIRED.rules(), family)) for family in (4, 6)}
+TEXTS: dict[Family, str] = {family: saved(iptables.create(NAME, DESIRED.wanted(), family)) for family in (4, 6)}
 
 
 def test_listing_of_what_was_loaded() -> None:

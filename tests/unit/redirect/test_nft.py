@@ -9,7 +9,8 @@ import pytest
 
 from redirect import Scope, Steering
 from redirect.netfilter import nft
-from redirect.netfilter.rules import FromNetworks, Match, OfUsers, Ports, ToNetworks, ToPorts
+from redirect.netfilter.rules import FromNetworks, Match, OfUsers, ToNetworks, ToPorts
+from redirect.wanted import Ports
 
 NODE = "node-a"
 
@@ -108,7 +109,7 @@ table inet netproxy-node-a-g3 {
     ids=["dual-open", "v4-closed", "dual-names", "disabled"],
 )
 def test_text(desired: Steering, text: str) -> None:
-    assert nft.create("netproxy-node-a-g3", desired.rules(), owned=desired.owned) == text
+    assert nft.create("netproxy-node-a-g3", desired.wanted()) == text
 
 
 def test_delete_is_one_transaction() -> None:
@@ -176,7 +177,7 @@ DISABLED_RULE = {
         ],
     }
 }
-DISABLED_LISTING = nft.listing(Steering(NODE, frozenset({4}), enabled=False).rules())
+DISABLED_LISTING = nft.listing(Steering(NODE, frozenset({4}), enabled=False).wanted())
 
 
 def test_listing_of_what_was_loaded() -> None:
@@ -315,4 +316,4 @@ NARROW = """\
 
 def test_a_scope_narrows_both_directions() -> None:
     desired = Steering(NODE, frozenset({4, 6}), "closed", Ports(dns=15053), scope=SCOPE)
-    assert NARROW in nft.create("netproxy-node-a-g3", desired.rules(), owned=False)
+    assert NARROW in nft.create("netproxy-node-a-g3", desired.wanted())

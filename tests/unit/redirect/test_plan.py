@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redirect import Observed, Ports, RedirectError, Scope, Steering
-from redirect.netfilter.rules import MECHANISMS, Table
 from redirect.plan import (
     DIALECTS,
     AddRoute,
@@ -24,6 +23,7 @@ from redirect.plan import (
     plan,
     undo,
 )
+from redirect.wanted import MECHANISMS, Table
 
 NODE = "node-a"
 OWNER = 4242
@@ -44,14 +44,14 @@ def after(kernel: Observed, step: Step) -> Observed:
         case DeleteRoute(cidr):
             assert cidr in kernel.routes
             return replace(kernel, routes=kernel.routes - {cidr})
-        case CreateTable(name, owned, rules, mechanism):
+        case CreateTable(name, wanted, mechanism):
             assert (mechanism, name) not in names
             generation = kernel.generation + 1
             assert name == DIALECTS[mechanism].table_name(kernel.node, generation)
-            listing = DIALECTS[mechanism].listing(rules)
-            table = Table(name, generation, OWNER if owned else None, listing, mechanism)
+            owner = OWNER if DIALECTS[mechanism].is_owned(wanted.failure_policy) else None
+            table = Table(name, generation, owner, DIALECTS[mechanism].listing(wanted), mechanism)
             return replace(kernel, tables=(*kernel.tables, table))
-        case DeleteTable(name, _, _, mechanism):
+        case DeleteTable(name, _, mechanism):
             return without(kernel, ((mechanism, name),))
     raise AssertionError(step)
 
@@ -166,7 +166,7 @@ def test_the_first_plan_and_then_none() -> None:
             LinkUp("lo"),
             AddRoute("240.240.0.0/16"),
             AddRoute("fd00:240::/32"),
-            CreateTable("netproxy-node-a-g1", False, desired.rules()),
+            CreateTable("netproxy-node-a-g1", desired.wanted()),
         ),
         drop=(),
         generation=1,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from redirect import Scope, Steering
-from redirect.netfilter.rules import Ports
 from redirect.unsteered import MAX_SOCKETS, SHOWN, Connection, _parse, _Socket, judge
+from redirect.wanted import Ports
 
 POD, PROXY = ip_address("10.0.0.2"), ip_address("127.0.0.1")
 DESIRED = Steering("node-a", frozenset({4}), ports=Ports(dns=15053))

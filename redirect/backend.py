@@ -1,4 +1,4 @@
-"""The mechanisms behind one interface: what renders and reads rules, and what takes them to the kernel.
+"""The mechanisms behind one interface, which take to the kernel what is wanted and say what it has.
 
 Each works in the calling thread's current network namespace, and raises RedirectError.
 """
@@ -9,13 +9,13 @@ from typing import Protocol
 
 from redirect.netfilter import session
 from redirect.netfilter.restore import Variant
-from redirect.netfilter.rules import Mechanism, Ruleset, Table
+from redirect.wanted import Mechanism, Table, Wanted
 
 
 class Backend(Protocol):
     def tables(self, node: str) -> list[Table]: ...
 
-    def create(self, name: str, rules: Ruleset, *, owned: bool) -> int | None:
+    def create(self, name: str, wanted: Wanted) -> int | None:
         """Make a table (a generation), all of it or nothing. Returns the fd on which the life of an owned one hangs."""
 
     def delete(self, names: tuple[str, ...]) -> None:
