@@ -1,0 +1,1 @@
+/* Included by bcc, which needs nothing of it for these programs. */

@@ -1,0 +1,503 @@
+"""The hooks of a node, from the outside: open, enrol workloads, read what happened, remove.
+
+    hooks = Hooks.open("node-a")              what is pinned is used again; else a short-lived process makes it
+    hooks.configure(Proxy(...))               whose connections pass
+    key = hooks.enrol_pod(netns_fd, Workload(...), listeners)
+    hooks.listen(key, Listener(...))          a worker's inbound listener came
+    hooks.counters(key)                       what became of its connections
+    hooks.withdraw(key)
+    hooks.close()                             the hooks stay
+
+    clean("node-a")                           removes all of the node, whoever made it
+
+One process at a time may have the Hooks of a node open. Nothing hangs on that process: programs, links and maps are
+pinned, and decide by themselves while it is dead. A change is one write for a workload, so a connection sees either the
+earlier or the later wish. Enrolling what is enrolled is a change, also after a restart, and one of nothing writes
+nothing.
+
+Everything raises RedirectError. Calls block for as long as bpf(2) takes, microseconds each; `open` up to seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from redirect.bpf import bpffs, compiler, layout, loader, programs, syscall
+from redirect.bpf.balance import Balanced, endpoint_rows, service_key, service_row
+from redirect.bpf.layout import Count, Flag
+from redirect.bpf.programs import HOOKS, INBOUND
+from redirect.bpf.workload import Key, Workload, network_rows, value_rows
+from redirect.errors import RedirectError
+from redirect.netns import inside
+from redirect.wanted import Family
+
+SO_NETNS_COOKIE = 71
+LOAD_PATIENCE_S = 60.0
+"""A compiler on a host that is busy with everything else."""
+_ONLY = bytes(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """Whose connections pass: of processes in these cgroups (paths below cgroup2's mount), of sockets with the mark.
+
+    `mask` 0: no socket is told by its mark.
+    """
+
+    cgroups: tuple[Path, ...] = ()
+    mark: int = 0
+    mask: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.cgroups) > layout.PROXY_CGROUPS:
+            raise RedirectError(f"{len(self.cgroups)} cgroups of a proxy, {layout.PROXY_CGROUPS} are possible")
+        if self.mark & ~self.mask:
+            raise RedirectError(f"mark {self.mark:#x} is not within the mask {self.mask:#x}")
+
+
+class Listener(NamedTuple):
+    """An inbound listener, of one worker and family. `fd` is a listening socket, which the kernel forgets when it is
+    closed everywhere."""
+
+    family: Family
+    worker: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What the kernel has of a workload. `listeners`: (family, worker) that are there now."""
+
+    key: Key
+    netns: int
+    flags: Flag
+    outbound_port: int
+    dns_port: int
+    workers: int
+    listeners: frozenset[tuple[int, int]]
+
+
+class Link(NamedTuple):
+    """An attached program, by the ids that bpftool shows.
+
+    `target`: id of the cgroup, inode of the namespace; 0 when it was detached, or its namespace is gone.
+    """
+
+    name: str
+    id: int
+    program: int
+    target: int
+
+
+class Hooks:
+    def __init__(self, node: str, mount: Path, maps: dict[str, int], codes: dict[str, bytes], stack: ExitStack) -> None:
+        self.node = node
+        self._mount = mount
+        self.place = bpffs.folder(node, mount)
+        self._maps = maps
+        self._codes = codes
+        self._stack = stack
+        self._cpus = _possible_cpus()
+        self._scopes: dict[int, list[tuple[str, bytes]]] = {}
+        self._sets: dict[int, list[bytes]] = {}
+        self._read()
+
+    # --- open and close
+
+    @classmethod
+    def open(cls, node: str, *, mount: Path = bpffs.BPFFS, cgroup: Path | None = None) -> Hooks:
+        """The node's hooks, attached to `cgroup`: the root of all unless a test has one of its own.
+
+        bpffs is mounted on `mount` if it is not. Programs of other sources are replaced, each at one instant.
+        """
+        bpffs.mounted(mount)
+        if not _is_complete(node, mount):
+            _run_loader(node, mount, cgroup or bpffs.cgroup_root())
+        with ExitStack() as stack:
+            maps = loader.open_maps(bpffs.folder(node, mount), stack, make=False)
+            _, codes = programs.unpacked(syscall.lookup(maps["image"], _ONLY, ctypes.sizeof(layout.Image)) or b"")
+            if INBOUND.name not in codes:
+                raise RedirectError("its instructions are not there", namespace=f"node {node}", step="open hooks")
+            return cls(node, mount, maps, codes, stack.pop_all())
+
+    def close(self) -> None:
+        """Gives back descriptors. What is attached stays."""
+        self._stack.close()
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- workloads
+
+    def configure(self, proxy: Proxy) -> None:
+        config = self._config()
+        ids = [bpffs.cgroup_id(path) for path in proxy.cgroups]
+        config.proxy_cgroups[:] = ids + [0] * (layout.PROXY_CGROUPS - len(ids))
+        config.mark, config.mask = proxy.mark, proxy.mask
+        self._write_config(config)
+
+    def enrol_pod(self, netns_fd: int, workload: Workload, listeners: Iterable[Listener] = ()) -> Key:
+        """Steer the namespace, or change how. Listeners are there before the first connection needs them."""
+        key = Key("pod", netns_cookie(netns_fd))
+        self._enrol(key, key.number, netns_fd, workload, listeners)
+        return key
+
+    def enrol_cgroup(self, cgroup: Path, netns_fd: int, workload: Workload, listeners: Iterable[Listener] = ()) -> Key:
+        """Steer what runs in the cgroup and below, in that network namespace: the host's. There is one such namespace.
+
+        Inbound needs `scope.in_include_ports`: no other port of the host is touched.
+        """
+        key = Key("cgroup", bpffs.cgroup_id(cgroup))
+        netns = netns_cookie(netns_fd)
+        config = self._config()
+        if config.host_netns not in (0, netns) and config.cgroups:
+            raise RedirectError(
+                "cgroups of another network namespace are enrolled", namespace=str(cgroup), step="enrol"
+            )
+        if workload.inbound and not workload.scope.in_include_ports:
+            raise RedirectError("inbound needs the ports that are its own", namespace=str(cgroup), step="enrol")
+        self._enrol(key, netns, netns_fd, workload, listeners)
+        config = self._config()
+        config.host_netns = netns
+        config.cgroups = len(syscall.keys(self._maps["cgroups"], 8))
+        self._write_config(config)
+        return key
+
+    def listen(self, key: Key, listener: Listener) -> None:
+        """In place of the one that this worker had in this family."""
+        row = self._row(key)
+        if row is None:
+            raise RedirectError("it is not enrolled", namespace=str(key), step="listen")
+        self._listen(row.id, listener)
+
+    def unlisten(self, key: Key, family: Family, worker: int) -> None:
+        """Before a worker stops accepting. Nothing to do for one that is closed."""
+        row = self._row(key)
+        if row is not None:
+            syscall.delete(self._maps["listeners"], bytes(layout.SlotKey(row.id, family, worker)))
+
+    def withdraw(self, key: Key) -> None:
+        """Nothing of it is steered any more; its namespace or cgroup may be gone. Established connections live on."""
+        row = self._row(key)
+        if row is None:
+            return
+        syscall.delete(self._maps[_map_of(key)], _number(key.number))
+        if key.kind == "cgroup":
+            config = self._config()
+            config.cgroups = len(syscall.keys(self._maps["cgroups"], 8))
+            self._write_config(config)
+            self._own_ports(key, row.netns, ())
+        self._settle_inbound(row.netns)
+        for slot in self._slots(row.id):
+            syscall.delete(self._maps["listeners"], bytes(slot))
+        self._drop_scope(row.scope)
+        syscall.delete(self._maps["counters"], bytes(ctypes.c_uint32(row.id)))
+        if not self._has_workloads(row.netns):
+            for name in ("flows", "legs"):
+                for found in syscall.keys(self._maps[name], ctypes.sizeof(layout.FlowKey)):
+                    if layout.FlowKey.from_buffer_copy(found).netns == row.netns:
+                        syscall.delete(self._maps[name], found)
+
+    # --- balanced services
+
+    def balance(self, service: Balanced) -> None:
+        """Make or change it. The endpoints are complete before the first connection sees one of them."""
+        number = max(self._sets, default=0) + 1
+        rows = endpoint_rows(service, number)
+        key = service_key(service.address, service.port)
+        before = syscall.lookup(self._maps["services"], key, ctypes.sizeof(layout.Service))
+        self._sets[number] = [row[0] for row in rows]
+        try:
+            syscall.update_batch(self._maps["endpoints"], rows)
+            syscall.update(self._maps["services"], key, service_row(service, number), step="balance a service")
+        except RedirectError:
+            self._drop_set(number)
+            raise
+        if before is not None:
+            self._drop_set(layout.Service.from_buffer_copy(before).set)
+
+    def unbalance(self, address: str, port: int) -> None:
+        key = service_key(address, port)
+        before = syscall.lookup(self._maps["services"], key, ctypes.sizeof(layout.Service))
+        if before is not None:
+            syscall.delete(self._maps["services"], key)
+            self._drop_set(layout.Service.from_buffer_copy(before).set)
+
+    def balanced(self) -> dict[tuple[str, int], int]:
+        """Services by VIP and port, with how many endpoints they have."""
+        found = {}
+        for octets in syscall.keys(self._maps["services"], ctypes.sizeof(layout.ServiceKey)):
+            value = syscall.lookup(self._maps["services"], octets, ctypes.sizeof(layout.Service))
+            if value is not None:
+                key = layout.ServiceKey.from_buffer_copy(octets)
+                place = (layout.text_of(bytes(key.address)), socket.ntohs(key.port))
+                found[place] = int(layout.Service.from_buffer_copy(value).count)
+        return found
+
+    # --- facts
+
+    def enrolled(self) -> dict[Key, Enrolled]:
+        found = {}
+        for key, row in self._rows():
+            slots = frozenset((slot.family, slot.worker) for slot in self._slots(row.id))
+            found[key] = Enrolled(key, row.netns, Flag(row.flags), row.outbound_port, row.dns_port, row.workers, slots)
+        return found
+
+    def is_current(self, key: Key, workload: Workload) -> bool:
+        """Whether the kernel has it so: what `enrol` would change nothing of. Listeners are not looked at."""
+        row = self._row(key)
+        if row is None or bytes(row) != bytes(workload.row(row.netns, row.id, row.scope)):
+            return False
+        return self._has_scope(row.scope, workload) and (
+            not workload.inbound or f"inbound_{row.netns}" in bpffs.pinned(self.node, self._mount)
+        )
+
+    def counters(self, key: Key) -> dict[Count, int]:
+        """Since it was enrolled; {} when it is not."""
+        row = self._row(key)
+        if row is None:
+            return {}
+        size = ctypes.sizeof(layout.Counters)
+        value = syscall.lookup(self._maps["counters"], bytes(ctypes.c_uint32(row.id)), size * self._cpus)
+        each = (layout.Counters * self._cpus).from_buffer_copy(value or bytes(size * self._cpus))
+        return {what: sum(one.count[what] for one in each) for what in Count}
+
+    def links(self) -> list[Link]:
+        return links(self.node, mount=self._mount)
+
+    # --- parts
+
+    def _read(self) -> None:
+        """Which scopes and sets of endpoints there are, so that what an earlier process left behind is removed."""
+        for name, shape in (("networks", layout.NetworkKey), ("values", layout.ValueKey)):
+            for key in syscall.keys(self._maps[name], ctypes.sizeof(shape)):
+                self._scopes.setdefault(shape.from_buffer_copy(key).scope, []).append((name, key))
+        for key in syscall.keys(self._maps["endpoints"], ctypes.sizeof(layout.EndpointKey)):
+            self._sets.setdefault(layout.EndpointKey.from_buffer_copy(key).set, []).append(key)
+        scopes = {row.scope for _, row in self._rows()}
+        for scope in set(self._scopes) - scopes:
+            self._drop_scope(scope)
+        sets = set()
+        for key in syscall.keys(self._maps["services"], ctypes.sizeof(layout.ServiceKey)):
+            value = syscall.lookup(self._maps["services"], key, ctypes.sizeof(layout.Service))
+            if value is not None:
+                sets.add(layout.Service.from_buffer_copy(value).set)
+        for number in set(self._sets) - sets:
+            self._drop_set(number)
+
+    def _enrol(self, key: Key, netns: int, netns_fd: int, workload: Workload, listeners: Iterable[Listener]) -> None:
+        before = self._row(key)
+        number = before.id if before is not None else self._next_id()
+        if before is None:
+            empty = bytes(ctypes.sizeof(layout.Counters) * self._cpus)
+            syscall.update(self._maps["counters"], bytes(ctypes.c_uint32(number)), empty, step=f"enrol {key}")
+        for listener in listeners:
+            self._listen(number, listener)
+        if before is not None and self._has_scope(before.scope, workload):
+            scope = before.scope
+        else:
+            scope = self._make_scope(workload)
+        row = bytes(workload.row(netns, number, scope))
+        if key.kind == "cgroup":
+            self._own_ports(key, netns, workload.scope.in_include_ports if workload.inbound else ())
+        if before is None or row != bytes(before):
+            syscall.update(self._maps[_map_of(key)], _number(key.number), row, step=f"enrol {key}")
+        if before is not None and before.scope != scope:
+            self._drop_scope(before.scope)
+        for slot in self._slots(number):
+            if slot.worker >= workload.workers:
+                syscall.delete(self._maps["listeners"], bytes(slot))
+        self._settle_inbound(netns, netns_fd)
+
+    def _settle_inbound(self, netns: int, netns_fd: int = -1) -> None:
+        """The program of a namespace is there while some workload in it takes connections."""
+        path = self.place / f"inbound_{netns}"
+        wanted = any(row.netns == netns and row.flags & Flag.INBOUND for _, row in self._rows())
+        if not wanted:
+            bpffs.unpin(path)
+        elif netns_fd >= 0 and not path.exists():
+            program = programs.load(INBOUND, self._codes[INBOUND.name], self._maps, netns)
+            try:
+                loader.attach(path, program, netns_fd, INBOUND.attach)
+            finally:
+                os.close(program)
+
+    def _own_ports(self, key: Key, netns: int, ports: tuple[int, ...]) -> None:
+        """The ports of the host that lead to this cgroup's listeners."""
+        wanted = {bytes(layout.PortKey(netns, port)) for port in ports}
+        for found in syscall.keys(self._maps["ports"], ctypes.sizeof(layout.PortKey)):
+            owner = syscall.lookup(self._maps["ports"], found, 8)
+            if owner == _number(key.number) and found not in wanted:
+                syscall.delete(self._maps["ports"], found)
+            elif found in wanted and owner not in (None, _number(key.number)):
+                port = layout.PortKey.from_buffer_copy(found).port
+                raise RedirectError(f"port {port} is another workload's", namespace=str(key), step="enrol")
+        for found in wanted:
+            syscall.update(self._maps["ports"], found, _number(key.number), step=f"enrol {key}")
+
+    def _listen(self, number: int, listener: Listener) -> None:
+        slot = layout.SlotKey(number, listener.family, listener.worker)
+        syscall.update(
+            self._maps["listeners"], bytes(slot), bytes(ctypes.c_uint32(listener.fd)), step="keep a listener"
+        )
+
+    def _slots(self, number: int) -> list[layout.SlotKey]:
+        every = syscall.keys(self._maps["listeners"], ctypes.sizeof(layout.SlotKey))
+        slots = [layout.SlotKey.from_buffer_copy(key) for key in every]
+        return [slot for slot in slots if slot.id == number]
+
+    def _next_id(self) -> int:
+        # Also above those of counters: a process that died while it enrolled leaves them.
+        ids = [ctypes.c_uint32.from_buffer_copy(key).value for key in syscall.keys(self._maps["counters"], 4)]
+        return max(ids, default=0) + 1
+
+    def _make_scope(self, workload: Workload) -> int:
+        scope = max([*self._scopes, *(row.scope for _, row in self._rows())], default=0) + 1
+        rows = {
+            "networks": network_rows(workload.networks(), scope),
+            "values": value_rows(workload.values(), scope),
+        }
+        self._scopes[scope] = [(name, key) for name, found in rows.items() for key, _ in found]
+        try:
+            for name, found in rows.items():
+                syscall.update_batch(self._maps[name], found)
+        except RedirectError:
+            self._drop_scope(scope)
+            raise
+        return scope
+
+    def _has_scope(self, scope: int, workload: Workload) -> bool:
+        wanted = {("networks", *row) for row in network_rows(workload.networks(), scope)}
+        wanted |= {("values", *row) for row in value_rows(workload.values(), scope)}
+        if {(name, key) for name, key, _ in wanted} != set(self._scopes.get(scope, ())):
+            return False
+        return all(syscall.lookup(self._maps[name], key, len(value)) == value for name, key, value in wanted)
+
+    def _drop_scope(self, scope: int) -> None:
+        for name, key in self._scopes.pop(scope, ()):
+            syscall.delete(self._maps[name], key)
+
+    def _drop_set(self, number: int) -> None:
+        for key in self._sets.pop(number, ()):
+            syscall.delete(self._maps["endpoints"], key)
+
+    def _row(self, key: Key) -> layout.Workload | None:
+        value = syscall.lookup(self._maps[_map_of(key)], _number(key.number), ctypes.sizeof(layout.Workload))
+        return None if value is None else layout.Workload.from_buffer_copy(value)
+
+    def _rows(self) -> list[tuple[Key, layout.Workload]]:
+        found = []
+        for kind in ("pod", "cgroup"):
+            for number in syscall.keys(self._maps[f"{kind}s"], 8):
+                key = Key(kind, int.from_bytes(number, sys.byteorder))
+                if (row := self._row(key)) is not None:
+                    found.append((key, row))
+        return found
+
+    def _has_workloads(self, netns: int) -> bool:
+        return any(row.netns == netns for _, row in self._rows())
+
+    def _config(self) -> layout.Config:
+        value = syscall.lookup(self._maps["config"], _ONLY, ctypes.sizeof(layout.Config))
+        return layout.Config.from_buffer_copy(value or bytes(ctypes.sizeof(layout.Config)))
+
+    def _write_config(self, config: layout.Config) -> None:
+        syscall.update(self._maps["config"], _ONLY, bytes(config), step="configure")
+
+
+def netns_cookie(netns_fd: int) -> int:
+    """The number by which the kernel's programs know a network namespace (Linux 5.14)."""
+    with inside(netns_fd):
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError as exc:
+            raise RedirectError(str(exc), namespace=f"fd {netns_fd}", step="ask for its cookie") from exc
+
+
+def links(node: str, *, mount: Path = bpffs.BPFFS) -> list[Link]:
+    """What the node has attached; its hooks need not be open."""
+    found = []
+    for name in bpffs.pinned(node, mount):
+        if name.startswith("map_"):
+            continue
+        fd = syscall.get(str(bpffs.folder(node, mount) / name))
+        if fd is None:
+            continue
+        try:
+            found.append(Link(name, *syscall.describe_link(fd)))
+        finally:
+            os.close(fd)
+    return found
+
+
+def clean(node: str, *, mount: Path = bpffs.BPFFS) -> list[str]:
+    """Detach and remove all that the node has pinned, whatever made it. Returns the names; [] where nothing was."""
+    place = bpffs.folder(node, mount)
+    removed = []
+    if not place.is_dir():
+        return []
+    with bpffs.locked(place):
+        # What steers goes first, then what tells of it.
+        names = bpffs.pinned(node, mount)
+        order = {f"link_{hook.name}": -position for position, hook in enumerate(HOOKS)}
+        for name in sorted(names, key=lambda name: (name.startswith("map_"), order.get(name, -len(HOOKS)), name)):
+            bpffs.unpin(place / name)
+            removed.append(name)
+    bpffs.remove_folder(node, mount)
+    return removed
+
+
+def _map_of(key: Key) -> str:
+    return f"{key.kind}s"
+
+
+def _number(number: int) -> bytes:
+    return bytes(ctypes.c_uint64(number))
+
+
+def _possible_cpus() -> int:
+    """Values of a per-CPU map have a place for each CPU that there could be."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(text.rpartition(",")[2].rpartition("-")[2]) + 1
+
+
+def _is_complete(node: str, mount: Path) -> bool:
+    """All that the present sources would pin is pinned."""
+    names = bpffs.pinned(node, mount)
+    wanted = {f"link_{hook.name}" for hook in HOOKS if not hook.per_namespace} | {
+        f"map_{made.name}" for made in layout.MAPS
+    }
+    if not wanted <= set(names):
+        return False
+    with ExitStack() as stack, suppress(RedirectError):
+        maps = loader.open_maps(bpffs.folder(node, mount), stack, make=False)
+        value = syscall.lookup(maps["image"], _ONLY, ctypes.sizeof(layout.Image))
+        return value is not None and programs.unpacked(value)[0] == compiler.version()
+    return False
+
+
+def _run_loader(node: str, mount: Path, cgroup: Path) -> None:
+    command = [sys.executable, "-m", "redirect.bpf.loader", node, str(mount), str(cgroup)]
+    step = "load hooks"
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LOAD_PATIENCE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise RedirectError(str(exc), namespace=f"node {node}", step=step) from exc
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise RedirectError(lines[-1], namespace=f"node {node}", step=step)

@@ -1,0 +1,156 @@
+"""Compiles, loads, attaches and pins the hooks of a node, then ends. `python -m redirect.bpf.loader NODE BPFFS CGROUP`
+
+    maps, as pinned, else made -> programs -> links: swapped where pinned, else made and pinned -> the image, last
+
+What is pinned is used again, so that a run that was cut short is finished by the next one, and an upgrade swaps each
+program at one instant (BPF_LINK_UPDATE) with all that the maps hold. A map of another shape can't be kept: then all
+maps are made anew, empty, and it is for the caller to enrol again.
+
+A process of its own, because of the memory that the compiler takes. Ends with 0, or with 1 and a line on standard
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from redirect.bpf import bpffs, compiler, programs, syscall
+from redirect.bpf.layout import MAPS, SK_STORAGE, Map
+from redirect.bpf.programs import HOOKS, INBOUND
+from redirect.errors import RedirectError
+
+
+def main(arguments: list[str]) -> int:
+    node, mount, cgroup = arguments
+    try:
+        load(node, Path(mount), Path(cgroup))
+    except RedirectError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+def load(node: str, mount: Path, cgroup: Path) -> None:
+    """RedirectError. What was done until then stays, and is used by the next run or removed by `clean`."""
+    codes = compiler.compiled()
+    place = bpffs.folder(node, bpffs.mounted(mount))
+    with ExitStack() as stack:
+        stack.enter_context(bpffs.locked(place))
+        maps = open_maps(place, stack, make=True)
+        try:
+            root = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise RedirectError(str(exc), namespace=str(cgroup), step="open cgroup") from exc
+        stack.callback(os.close, root)
+        for hook in HOOKS:
+            if hook.per_namespace:
+                continue
+            program = programs.load(hook, codes[hook.name], maps)
+            stack.callback(os.close, program)
+            attach(place / f"link_{hook.name}", program, root, hook.attach)
+        for name in bpffs.pinned(node, mount):
+            if name.startswith("inbound_"):
+                swap_inbound(place / name, codes[INBOUND.name], maps)
+        syscall.update(maps["image"], bytes(4), programs.packed(compiler.version(), codes))
+
+
+def open_maps(place: Path, stack: ExitStack, *, make: bool) -> dict[str, int]:
+    """Descriptors by name, closed with the stack. Those that are missing, or of another shape, are made."""
+    found = {}
+    for wanted in MAPS:
+        path = place / f"map_{wanted.name}"
+        fd = syscall.get(str(path))
+        if fd is not None:
+            stack.callback(os.close, fd)
+            if not is_of(fd, wanted):
+                if not make:
+                    raise RedirectError("it has another shape", namespace=str(path), step="open map")
+                bpffs.unpin(path)
+                fd = None
+        if fd is None:
+            if not make:
+                raise RedirectError("it is missing", namespace=str(path), step="open map")
+            fd = make_map(wanted)
+            stack.callback(os.close, fd)
+            syscall.pin(fd, str(path))
+        found[wanted.name] = fd
+    return found
+
+
+def is_of(fd: int, wanted: Map) -> bool:
+    shape = (wanted.kind, wanted.key_size, wanted.value_size, wanted.max_entries, wanted.flags)
+    return syscall.map_shape(fd) == shape
+
+
+def make_map(wanted: Map) -> int:
+    types = (0, 0, 0)
+    if wanted.kind == SK_STORAGE:
+        # The kernel wants to know the types of a socket's storage.
+        types = (syscall.load_types(types_of(wanted.value_size)), 1, 3)
+    try:
+        return syscall.create_map(
+            f"np_{wanted.name}",
+            wanted.kind,
+            wanted.key_size,
+            wanted.value_size,
+            wanted.max_entries,
+            wanted.flags,
+            types,
+        )
+    finally:
+        if types[0]:
+            os.close(types[0])
+
+
+def types_of(value_size: int) -> bytes:
+    """BTF with three types: 1 = int of 32 bits, 2 = octet, 3 = array of `value_size` octets.
+
+    Documentation/bpf/btf.rst: header, types, strings.
+    """
+    strings = b"\0int\0octet\0"
+    kind_int, kind_array, signed = 1 << 24, 3 << 24, 1 << 24
+    types = struct.pack("=IIII", 1, kind_int, 4, signed | 32)
+    types += struct.pack("=IIII", 5, kind_int, 1, 8)
+    types += struct.pack("=IIIIII", 0, kind_array, 0, 2, 1, value_size)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return header + types + strings
+
+
+def attach(path: Path, program: int, target: int, kind: int) -> None:
+    """By the link that is pinned there, else by a new one."""
+    link = syscall.get(str(path))
+    try:
+        if link is not None and not syscall.describe_link(link)[2]:
+            bpffs.unpin(path)  # somebody detached it
+            os.close(link)
+            link = None
+        if link is not None:
+            syscall.update_link(link, program, f"swap the program of {path}")
+            return
+        link = syscall.create_link(program, target, kind, f"attach {path.name}")
+        syscall.pin(link, str(path))
+    finally:
+        if link is not None:
+            os.close(link)
+
+
+def swap_inbound(path: Path, code: bytes, maps: dict[str, int]) -> None:
+    """Of a namespace that is gone the link is left behind, and is removed."""
+    cookie = int(path.name.partition("_")[2])
+    program = programs.load(INBOUND, code, maps, cookie)
+    try:
+        attach(path, program, -1, INBOUND.attach)
+    except RedirectError as exc:
+        if syscall.code_of(exc) not in syscall.GONE:
+            raise
+        bpffs.unpin(path)
+    finally:
+        os.close(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

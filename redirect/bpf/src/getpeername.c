@@ -1,0 +1,51 @@
+/* The application sees whom it asked for. */
+
+INLINE struct destination *asked_by(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct destination *peer = socket_storage(MAP(MAP_PEERS), sk, NULL, 0);
+	struct flow_key key = {};
+
+	if (peer)
+		return peer->kind == KIND_NONE ? NULL : peer;
+	if (sk->protocol != PROTOCOL_MPTCP)
+		return NULL;
+	/* connect() of MPTCP was seen on the socket of its first subflow, which has the same addresses. */
+	key.netns = netns_cookie(ctx);
+	key.port = NET16(sk->src_port);
+	if (sk->family == FAMILY_INET) {
+		key.address[2] = MAPPED;
+		key.address[3] = sk->src_ip4;
+	} else {
+		key.address[0] = WORD(sk->src_ip6[0]);
+		key.address[1] = WORD(sk->src_ip6[1]);
+		key.address[2] = WORD(sk->src_ip6[2]);
+		key.address[3] = WORD(sk->src_ip6[3]);
+	}
+	return find(MAP(MAP_FLOWS), &key);
+}
+
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct destination *asked = asked_by(ctx);
+
+	if (asked) {
+		WORD(ctx->user_ip4) = asked->address[3];
+		WORD(ctx->user_port) = asked->port;
+	}
+	return 1;
+}
+
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct destination *asked = asked_by(ctx);
+
+	if (asked) {
+		WORD(ctx->user_ip6[0]) = asked->address[0];
+		WORD(ctx->user_ip6[1]) = asked->address[1];
+		WORD(ctx->user_ip6[2]) = asked->address[2];
+		WORD(ctx->user_ip6[3]) = asked->address[3];
+		WORD(ctx->user_port) = asked->port;
+	}
+	return 1;
+}
