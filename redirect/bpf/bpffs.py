@@ -1,11 +1,12 @@
-"""Where things are pinned: `<bpffs>/netproxy/<node>/`, and the file systems that this needs.
+"""Where things are pinned: `<bpffs>/netproxy/<node>/<layout>/`, and the file systems that this needs.
 
     map_<name>             maps
     link_<hook>            what attaches a program at the cgroup
     inbound_<cookie>       what attaches the inbound program to a network namespace
 
-A program is held by its link. Names of a new bpffs (`maps.debug`, `progs.debug`) are the kernel's: only what is named
-above is ever removed.
+A set of its own for each layout of the maps: an upgrade that changes them works beside the earlier set until that is
+retired. A program is held by its link. Names of a new bpffs (`maps.debug`, `progs.debug`) are the kernel's: nothing is
+ever removed but what is named above.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ BPF_MAGIC = 0xCAFE4A11
 CGROUP2_MAGIC = 0x63677270
 _FOLDER = "netproxy"
 _NODE = re.compile(r"[a-z0-9-]{1,40}")
-_OURS = re.compile(r"(map|link)_[a-z0-9_]+(\.new)?|inbound_[0-9]+")
+_LAYOUT = re.compile(r"[0-9a-f]{16}")
+_OURS = re.compile(r"(map|link)_[a-z0-9_]+|inbound_[0-9]+")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +81,16 @@ def folder(node: str, bpffs: Path = BPFFS) -> Path:
     return bpffs / _FOLDER / node
 
 
+def sets(node: str, bpffs: Path = BPFFS) -> list[Path]:
+    """Folders of the node's layouts."""
+    try:
+        return sorted(path for path in folder(node, bpffs).iterdir() if _LAYOUT.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise RedirectError(str(exc), namespace=str(folder(node, bpffs)), step="list pins") from exc
+
+
 def nodes(bpffs: Path = BPFFS) -> list[str]:
     """Those which have something pinned."""
     try:
@@ -87,14 +99,14 @@ def nodes(bpffs: Path = BPFFS) -> list[str]:
         return []
 
 
-def pinned(node: str, bpffs: Path = BPFFS) -> list[str]:
-    """Names of what the node has pinned."""
+def pinned(place: Path) -> list[str]:
+    """Names of what a set has pinned."""
     try:
-        return sorted(name for name in os.listdir(folder(node, bpffs)) if _OURS.fullmatch(name))
+        return sorted(name for name in os.listdir(place) if _OURS.fullmatch(name))
     except FileNotFoundError:
         return []
     except OSError as exc:
-        raise RedirectError(str(exc), namespace=str(folder(node, bpffs)), step="list pins") from exc
+        raise RedirectError(str(exc), namespace=str(place), step="list pins") from exc
 
 
 def unpin(path: Path) -> bool:
@@ -108,9 +120,9 @@ def unpin(path: Path) -> bool:
     return True
 
 
-def remove_folder(node: str, bpffs: Path = BPFFS) -> None:
-    """And the one above it, when no other node has anything. What is not ours stays, with its folder."""
-    for path in (folder(node, bpffs), bpffs / _FOLDER):
+def remove_folders(*paths: Path) -> None:
+    """In this order, up to one that is not empty: what is not ours stays, with its folder."""
+    for path in paths:
         try:
             path.rmdir()
         except FileNotFoundError:

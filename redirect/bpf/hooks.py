@@ -6,6 +6,7 @@
     hooks.listen(key, Listener(...))          a worker's inbound listener came
     hooks.counters(key)                       what became of its connections
     hooks.withdraw(key)
+    hooks.retire()                            after an upgrade: all is enrolled, what was before may go
     hooks.close()                             the hooks stay
 
     clean("node-a")                           removes all of the node, whoever made it
@@ -25,6 +26,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ from redirect.wanted import Family
 SO_NETNS_COOKIE = 71
 LOAD_PATIENCE_S = 60.0
 """A compiler on a host that is busy with everything else."""
+RETIRE_GRACE_S = 0.2
+"""Between a connect() and the proxy's question where to."""
 _ONLY = bytes(4)
 
 
@@ -102,7 +106,7 @@ class Hooks:
     def __init__(self, node: str, mount: Path, maps: dict[str, int], codes: dict[str, bytes], stack: ExitStack) -> None:
         self.node = node
         self._mount = mount
-        self.place = bpffs.folder(node, mount)
+        self.place = loader.place_of(node, mount)
         self._maps = maps
         self._codes = codes
         self._stack = stack
@@ -123,7 +127,7 @@ class Hooks:
         if not _is_complete(node, mount):
             _run_loader(node, mount, cgroup or bpffs.cgroup_root())
         with ExitStack() as stack:
-            maps = loader.open_maps(bpffs.folder(node, mount), stack, make=False)
+            maps = loader.open_maps(loader.place_of(node, mount), stack, make=False)
             _, codes = programs.unpacked(syscall.lookup(maps["image"], _ONLY, ctypes.sizeof(layout.Image)) or b"")
             if INBOUND.name not in codes:
                 raise RedirectError("its instructions are not there", namespace=f"node {node}", step="open hooks")
@@ -200,15 +204,20 @@ class Hooks:
             self._write_config(config)
             self._own_ports(key, row.netns, ())
         self._settle_inbound(row.netns)
-        for slot in self._slots(row.id):
-            syscall.delete(self._maps["listeners"], bytes(slot))
+        self._forget(row.id)
         self._drop_scope(row.scope)
-        syscall.delete(self._maps["counters"], bytes(ctypes.c_uint32(row.id)))
         if not self._has_workloads(row.netns):
             for name in ("flows", "legs"):
                 for found in syscall.keys(self._maps[name], ctypes.sizeof(layout.FlowKey)):
                     if layout.FlowKey.from_buffer_copy(found).netns == row.netns:
                         syscall.delete(self._maps[name], found)
+
+    def retire(self) -> list[str]:
+        """Remove the sets of earlier layouts, when all that shall be steered is enrolled here: a proxy that was told of
+        a connection still asks where to. Returns the names of what was removed."""
+        with bpffs.locked(bpffs.folder(self.node, self._mount)):
+            earlier = [place for place in bpffs.sets(self.node, self._mount) if place != self.place]
+            return _remove(earlier, RETIRE_GRACE_S)
 
     # --- balanced services
 
@@ -261,7 +270,7 @@ class Hooks:
         if row is None or bytes(row) != bytes(workload.row(row.netns, row.id, row.scope)):
             return False
         return self._has_scope(row.scope, workload) and (
-            not workload.inbound or f"inbound_{row.netns}" in bpffs.pinned(self.node, self._mount)
+            not workload.inbound or loader.is_attached(self.place / f"inbound_{row.netns}")
         )
 
     def counters(self, key: Key) -> dict[Count, int]:
@@ -299,27 +308,39 @@ class Hooks:
 
     def _enrol(self, key: Key, netns: int, netns_fd: int, workload: Workload, listeners: Iterable[Listener]) -> None:
         before = self._row(key)
+        ports = workload.scope.in_include_ports if key.kind == "cgroup" and workload.inbound else ()
+        self._check_ports(key, netns, ports)
         number = before.id if before is not None else self._next_id()
-        if before is None:
-            empty = bytes(ctypes.sizeof(layout.Counters) * self._cpus)
-            syscall.update(self._maps["counters"], bytes(ctypes.c_uint32(number)), empty, step=f"enrol {key}")
-        for listener in listeners:
-            self._listen(number, listener)
-        if before is not None and self._has_scope(before.scope, workload):
-            scope = before.scope
-        else:
-            scope = self._make_scope(workload)
-        row = bytes(workload.row(netns, number, scope))
-        if key.kind == "cgroup":
-            self._own_ports(key, netns, workload.scope.in_include_ports if workload.inbound else ())
-        if before is None or row != bytes(before):
-            syscall.update(self._maps[_map_of(key)], _number(key.number), row, step=f"enrol {key}")
+        with ExitStack() as undo:
+            if before is None:
+                undo.callback(self._forget, number)
+                empty = bytes(ctypes.sizeof(layout.Counters) * self._cpus)
+                syscall.update(self._maps["counters"], bytes(ctypes.c_uint32(number)), empty, step=f"enrol {key}")
+            for listener in listeners:
+                self._listen(number, listener)
+            if before is not None and self._has_scope(before.scope, workload):
+                scope = before.scope
+            else:
+                scope = self._make_scope(workload)
+                undo.callback(self._drop_scope, scope)
+            row = bytes(workload.row(netns, number, scope))
+            if before is None or row != bytes(before):
+                syscall.update(self._maps[_map_of(key)], _number(key.number), row, step=f"enrol {key}")
+            undo.pop_all()
         if before is not None and before.scope != scope:
             self._drop_scope(before.scope)
         for slot in self._slots(number):
             if slot.worker >= workload.workers:
                 syscall.delete(self._maps["listeners"], bytes(slot))
+        if key.kind == "cgroup":
+            self._own_ports(key, netns, ports)
         self._settle_inbound(netns, netns_fd)
+
+    def _forget(self, number: int) -> None:
+        """What is kept under a workload's number."""
+        for slot in self._slots(number):
+            syscall.delete(self._maps["listeners"], bytes(slot))
+        syscall.delete(self._maps["counters"], bytes(ctypes.c_uint32(number)))
 
     def _settle_inbound(self, netns: int, netns_fd: int = -1) -> None:
         """The program of a namespace is there while some workload in it takes connections."""
@@ -327,23 +348,25 @@ class Hooks:
         wanted = any(row.netns == netns and row.flags & Flag.INBOUND for _, row in self._rows())
         if not wanted:
             bpffs.unpin(path)
-        elif netns_fd >= 0 and not path.exists():
+        elif netns_fd >= 0 and not loader.is_attached(path):
             program = programs.load(INBOUND, self._codes[INBOUND.name], self._maps, netns)
             try:
                 loader.attach(path, program, netns_fd, INBOUND.attach)
             finally:
                 os.close(program)
 
+    def _check_ports(self, key: Key, netns: int, ports: tuple[int, ...]) -> None:
+        for port in ports:
+            owner = syscall.lookup(self._maps["ports"], bytes(layout.PortKey(netns, port)), 8)
+            if owner not in (None, _number(key.number)):
+                raise RedirectError(f"port {port} is another workload's", namespace=str(key), step="enrol")
+
     def _own_ports(self, key: Key, netns: int, ports: tuple[int, ...]) -> None:
         """The ports of the host that lead to this cgroup's listeners."""
         wanted = {bytes(layout.PortKey(netns, port)) for port in ports}
         for found in syscall.keys(self._maps["ports"], ctypes.sizeof(layout.PortKey)):
-            owner = syscall.lookup(self._maps["ports"], found, 8)
-            if owner == _number(key.number) and found not in wanted:
+            if found not in wanted and syscall.lookup(self._maps["ports"], found, 8) == _number(key.number):
                 syscall.delete(self._maps["ports"], found)
-            elif found in wanted and owner not in (None, _number(key.number)):
-                port = layout.PortKey.from_buffer_copy(found).port
-                raise RedirectError(f"port {port} is another workload's", namespace=str(key), step="enrol")
         for found in wanted:
             syscall.update(self._maps["ports"], found, _number(key.number), step=f"enrol {key}")
 
@@ -428,35 +451,44 @@ def netns_cookie(netns_fd: int) -> int:
 
 
 def links(node: str, *, mount: Path = bpffs.BPFFS) -> list[Link]:
-    """What the node has attached; its hooks need not be open."""
+    """What the node has attached, also by sets that are not retired; its hooks need not be open."""
     found = []
-    for name in bpffs.pinned(node, mount):
-        if name.startswith("map_"):
-            continue
-        fd = syscall.get(str(bpffs.folder(node, mount) / name))
-        if fd is None:
-            continue
-        try:
-            found.append(Link(name, *syscall.describe_link(fd)))
-        finally:
-            os.close(fd)
+    for place in bpffs.sets(node, mount):
+        for name in bpffs.pinned(place):
+            fd = None if name.startswith("map_") else syscall.get(str(place / name))
+            if fd is None:
+                continue
+            try:
+                found.append(Link(name, *syscall.describe_link(fd)))
+            finally:
+                os.close(fd)
     return found
 
 
 def clean(node: str, *, mount: Path = bpffs.BPFFS) -> list[str]:
     """Detach and remove all that the node has pinned, whatever made it. Returns the names; [] where nothing was."""
     place = bpffs.folder(node, mount)
-    removed = []
     if not place.is_dir():
         return []
     with bpffs.locked(place):
-        # What steers goes first, then what tells of it.
-        names = bpffs.pinned(node, mount)
-        order = {f"link_{hook.name}": -position for position, hook in enumerate(HOOKS)}
-        for name in sorted(names, key=lambda name: (name.startswith("map_"), order.get(name, -len(HOOKS)), name)):
-            bpffs.unpin(place / name)
-            removed.append(name)
-    bpffs.remove_folder(node, mount)
+        removed = _remove(bpffs.sets(node, mount), 0)
+    bpffs.remove_folders(place, place.parent)
+    return removed
+
+
+def _remove(places: list[Path], grace_s: float) -> list[str]:
+    """What steers goes first; after the grace what tells of it."""
+    removed = []
+    for is_last in (False, True):
+        for place in places:
+            for name in bpffs.pinned(place):
+                if is_last or name.startswith(("link_connect", "inbound_")):
+                    bpffs.unpin(place / name)
+                    removed.append(name)
+        if removed and not is_last:
+            time.sleep(grace_s)
+    for place in places:
+        bpffs.remove_folders(place)
     return removed
 
 
@@ -476,14 +508,14 @@ def _possible_cpus() -> int:
 
 def _is_complete(node: str, mount: Path) -> bool:
     """All that the present sources would pin is pinned."""
-    names = bpffs.pinned(node, mount)
+    names = bpffs.pinned(loader.place_of(node, mount))
     wanted = {f"link_{hook.name}" for hook in HOOKS if not hook.per_namespace} | {
         f"map_{made.name}" for made in layout.MAPS
     }
     if not wanted <= set(names):
         return False
     with ExitStack() as stack, suppress(RedirectError):
-        maps = loader.open_maps(bpffs.folder(node, mount), stack, make=False)
+        maps = loader.open_maps(loader.place_of(node, mount), stack, make=False)
         value = syscall.lookup(maps["image"], _ONLY, ctypes.sizeof(layout.Image))
         return value is not None and programs.unpacked(value)[0] == compiler.version()
     return False

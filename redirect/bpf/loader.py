@@ -3,8 +3,8 @@
     maps, as pinned, else made -> programs -> links: swapped where pinned, else made and pinned -> the image, last
 
 What is pinned is used again, so that a run that was cut short is finished by the next one, and an upgrade swaps each
-program at one instant (BPF_LINK_UPDATE) with all that the maps hold. A map of another shape can't be kept: then all
-maps are made anew, empty, and it is for the caller to enrol again.
+program at one instant (BPF_LINK_UPDATE) with all that the maps hold. Where the maps themselves have changed, a new set
+is made beside the earlier one.
 
 A process of its own, because of the memory that the compiler takes. Ends with 0, or with 1 and a line on standard
 error.
@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from redirect.bpf import bpffs, compiler, programs, syscall
-from redirect.bpf.layout import MAPS, SK_STORAGE, Map
+from redirect.bpf.layout import MAPS, SK_STORAGE, Map, fingerprint
 from redirect.bpf.programs import HOOKS, INBOUND
 from redirect.errors import RedirectError
 
@@ -37,9 +37,10 @@ def main(arguments: list[str]) -> int:
 def load(node: str, mount: Path, cgroup: Path) -> None:
     """RedirectError. What was done until then stays, and is used by the next run or removed by `clean`."""
     codes = compiler.compiled()
-    place = bpffs.folder(node, bpffs.mounted(mount))
+    place = place_of(node, bpffs.mounted(mount))
     with ExitStack() as stack:
-        stack.enter_context(bpffs.locked(place))
+        stack.enter_context(bpffs.locked(bpffs.folder(node, mount)))
+        place.mkdir(mode=0o700, exist_ok=True)
         maps = open_maps(place, stack, make=True)
         try:
             root = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -52,14 +53,19 @@ def load(node: str, mount: Path, cgroup: Path) -> None:
             program = programs.load(hook, codes[hook.name], maps)
             stack.callback(os.close, program)
             attach(place / f"link_{hook.name}", program, root, hook.attach)
-        for name in bpffs.pinned(node, mount):
+        for name in bpffs.pinned(place):
             if name.startswith("inbound_"):
                 swap_inbound(place / name, codes[INBOUND.name], maps)
         syscall.update(maps["image"], bytes(4), programs.packed(compiler.version(), codes))
 
 
+def place_of(node: str, mount: Path) -> Path:
+    """The set of the present layout."""
+    return bpffs.folder(node, mount) / fingerprint()
+
+
 def open_maps(place: Path, stack: ExitStack, *, make: bool) -> dict[str, int]:
-    """Descriptors by name, closed with the stack. Those that are missing, or of another shape, are made."""
+    """Descriptors by name, closed with the stack. Those that are missing are made."""
     found = {}
     for wanted in MAPS:
         path = place / f"map_{wanted.name}"
@@ -67,10 +73,7 @@ def open_maps(place: Path, stack: ExitStack, *, make: bool) -> dict[str, int]:
         if fd is not None:
             stack.callback(os.close, fd)
             if not is_of(fd, wanted):
-                if not make:
-                    raise RedirectError("it has another shape", namespace=str(path), step="open map")
-                bpffs.unpin(path)
-                fd = None
+                raise RedirectError("it has another shape", namespace=str(path), step="open map")
         if fd is None:
             if not make:
                 raise RedirectError("it is missing", namespace=str(path), step="open map")
@@ -122,12 +125,10 @@ def types_of(value_size: int) -> bytes:
 
 def attach(path: Path, program: int, target: int, kind: int) -> None:
     """By the link that is pinned there, else by a new one."""
+    if not is_attached(path):
+        bpffs.unpin(path)  # somebody detached it, or it is new
     link = syscall.get(str(path))
     try:
-        if link is not None and not syscall.describe_link(link)[2]:
-            bpffs.unpin(path)  # somebody detached it
-            os.close(link)
-            link = None
         if link is not None:
             syscall.update_link(link, program, f"swap the program of {path}")
             return
@@ -140,16 +141,29 @@ def attach(path: Path, program: int, target: int, kind: int) -> None:
 
 def swap_inbound(path: Path, code: bytes, maps: dict[str, int]) -> None:
     """Of a namespace that is gone the link is left behind, and is removed."""
-    cookie = int(path.name.partition("_")[2])
-    program = programs.load(INBOUND, code, maps, cookie)
+    program = programs.load(INBOUND, code, maps, int(path.name.partition("_")[2]))
     try:
-        attach(path, program, -1, INBOUND.attach)
+        if is_attached(path):
+            attach(path, program, -1, INBOUND.attach)
+        else:
+            bpffs.unpin(path)
     except RedirectError as exc:
         if syscall.code_of(exc) not in syscall.GONE:
             raise
         bpffs.unpin(path)
     finally:
         os.close(program)
+
+
+def is_attached(path: Path) -> bool:
+    """The link that is pinned there still has something to be attached to."""
+    link = syscall.get(str(path))
+    if link is None:
+        return False
+    try:
+        return syscall.describe_link(link)[2] != 0
+    finally:
+        os.close(link)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ LINK_CREATE, LINK_UPDATE, LINK_BY_ID, LINK_NEXT_ID, LINK_DETACH = 28, 29, 30, 31
 
 LINK_OF_CGROUP = 3
 ANY, NOEXIST, EXIST = 0, 1, 2
-GONE = frozenset({errno.ENOLINK, errno.EINVAL, errno.ENOENT})
+GONE = frozenset({errno.ENOLINK, errno.EINVAL, errno.ENOENT, errno.EBADF})
 """Of a link whose namespace or cgroup is no more."""
 _NAME_BYTES = 16
 _LOG_BYTES = 1 << 20

@@ -189,15 +189,15 @@ INLINE int judge(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct wo
 		return COUNT_BYPASS_LOCAL;
 	if (is_link_local(to->address))
 		return COUNT_BYPASS_LINK_LOCAL;
+	why = out_of_scope(workload, networks, port);
+	if (why >= 0)
+		return why;
 	if (workload->flags & FLAG_BALANCE) {
 		enum verdict verdict = balance(workload, to);
 
 		if (verdict != PASS)
 			return verdict == REFUSE ? COUNT_REFUSED_NO_ENDPOINT : COUNT_BALANCED;
 	}
-	why = out_of_scope(workload, networks, port);
-	if (why >= 0)
-		return why;
 	/* Such a socket can't reach loopback: its connection would time out. */
 	if (sk->bound_dev_if)
 		return COUNT_BYPASS_DEVICE;

@@ -89,6 +89,8 @@ int sk_lookup(struct bpf_sk_lookup *ctx)
 		release(sk);
 		if (!failed)
 			return counted(workload, COUNT_INBOUND_STEERED, SK_PASS);
+		if (failed == -SOCKET_EXISTS)
+			return SK_PASS; /* a program before this one has decided */
 	}
 	if (workload->flags & FLAG_CLOSED)
 		return counted(workload, COUNT_INBOUND_REFUSED, SK_DROP);
