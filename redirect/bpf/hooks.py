@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from redirect.bpf import bpffs, compiler, layout, loader, programs, syscall
+from redirect.bpf import bpffs, compiler, layout, pins, programs, syscall
 from redirect.bpf.balance import Balanced, endpoint_rows, service_key, service_row
 from redirect.bpf.layout import Count, Flag
 from redirect.bpf.programs import HOOKS, INBOUND
@@ -106,7 +106,7 @@ class Hooks:
     def __init__(self, node: str, mount: Path, maps: dict[str, int], codes: dict[str, bytes], stack: ExitStack) -> None:
         self.node = node
         self._mount = mount
-        self.place = loader.place_of(node, mount)
+        self.place = pins.place_of(node, mount)
         self._maps = maps
         self._codes = codes
         self._stack = stack
@@ -127,7 +127,7 @@ class Hooks:
         if not _is_complete(node, mount):
             _run_loader(node, mount, cgroup or bpffs.cgroup_root())
         with ExitStack() as stack:
-            maps = loader.open_maps(loader.place_of(node, mount), stack, make=False)
+            maps = pins.open_maps(pins.place_of(node, mount), stack, make=False)
             _, codes = programs.unpacked(syscall.lookup(maps["image"], _ONLY, ctypes.sizeof(layout.Image)) or b"")
             if INBOUND.name not in codes:
                 raise RedirectError("its instructions are not there", namespace=f"node {node}", step="open hooks")
@@ -270,7 +270,7 @@ class Hooks:
         if row is None or bytes(row) != bytes(workload.row(row.netns, row.id, row.scope)):
             return False
         return self._has_scope(row.scope, workload) and (
-            not workload.inbound or loader.is_attached(self.place / f"inbound_{row.netns}")
+            not workload.inbound or pins.is_attached(self.place / f"inbound_{row.netns}")
         )
 
     def counters(self, key: Key) -> dict[Count, int]:
@@ -348,10 +348,10 @@ class Hooks:
         wanted = any(row.netns == netns and row.flags & Flag.INBOUND for _, row in self._rows())
         if not wanted:
             bpffs.unpin(path)
-        elif netns_fd >= 0 and not loader.is_attached(path):
+        elif netns_fd >= 0 and not pins.is_attached(path):
             program = programs.load(INBOUND, self._codes[INBOUND.name], self._maps, netns)
             try:
-                loader.attach(path, program, netns_fd, INBOUND.attach)
+                pins.attach(path, program, netns_fd, INBOUND.attach)
             finally:
                 os.close(program)
 
@@ -507,15 +507,15 @@ def _possible_cpus() -> int:
 
 
 def _is_complete(node: str, mount: Path) -> bool:
-    """All that the present sources would pin is pinned."""
-    names = bpffs.pinned(loader.place_of(node, mount))
-    wanted = {f"link_{hook.name}" for hook in HOOKS if not hook.per_namespace} | {
-        f"map_{made.name}" for made in layout.MAPS
-    }
-    if not wanted <= set(names):
+    """All that the present sources would pin is pinned, and attached."""
+    place = pins.place_of(node, mount)
+    attached = [hook for hook in HOOKS if not hook.per_namespace]
+    if not {f"map_{made.name}" for made in layout.MAPS} <= set(bpffs.pinned(place)):
+        return False
+    if not all(pins.is_attached(place / f"link_{hook.name}") for hook in attached):
         return False
     with ExitStack() as stack, suppress(RedirectError):
-        maps = loader.open_maps(loader.place_of(node, mount), stack, make=False)
+        maps = pins.open_maps(place, stack, make=False)
         value = syscall.lookup(maps["image"], _ONLY, ctypes.sizeof(layout.Image))
         return value is not None and programs.unpacked(value)[0] == compiler.version()
     return False

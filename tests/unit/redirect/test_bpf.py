@@ -18,7 +18,7 @@ from redirect.bpf import Balanced, Target, Workload, layout
 from redirect.bpf.balance import alias_table, endpoint_rows, service_row
 from redirect.bpf.compiler import HEADERS, SOURCES
 from redirect.bpf.layout import HERE, MAPS, STRUCTURES, Network, Value
-from redirect.bpf.loader import types_of
+from redirect.bpf.pins import types_of
 from redirect.bpf.programs import HOOKS, helpers, linked, load, packed, unpacked
 from redirect.bpf.workload import network_rows
 
