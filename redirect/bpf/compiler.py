@@ -18,7 +18,8 @@ SOURCES = tuple(
     _HERE / "src" / name
     for name in (
         "types.h", "maps.h", "decide.h",
-        "connect4.c", "connect6.c", "sock_ops.c", "getsockopt.c", "getpeername.c", "sk_lookup.c",
+        "connect.c", "sock_ops.c", "getsockopt.c", "getpeername.c", "sendmsg.c",
+        "recvmsg.c", "sk_lookup.c",
     )
 )  # fmt: skip
 """In this order: bcc rewrites, and keeps, only functions of its main file, so they become one."""

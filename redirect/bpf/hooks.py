@@ -482,7 +482,7 @@ def _remove(places: list[Path], grace_s: float) -> list[str]:
     for is_last in (False, True):
         for place in places:
             for name in bpffs.pinned(place):
-                if is_last or name.startswith(("link_connect", "inbound_")):
+                if is_last or name.startswith(("link_connect", "link_sendmsg", "inbound_")):
                     bpffs.unpin(place / name)
                     removed.append(name)
         if removed and not is_last:

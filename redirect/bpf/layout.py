@@ -33,11 +33,13 @@ HERE = 0x6E657470726F7879
 
 
 class Kind(IntEnum):
-    """What was done to a socket when it was connected."""
+    """What was done to a socket."""
 
     NONE = 0
     STEERED = 1
     BALANCED = 2
+    QUERIED = 3
+    """Not connected: a query was sent to the resolver in place of this nameserver, the latest one."""
 
 
 class Flag(IntFlag):
@@ -85,7 +87,8 @@ class Count(IntEnum):
     """What became of connections, one counter each. The names are labels of metrics, so they stay.
 
     Outbound (`connect()`): `direct_no_listener` and `refused_no_listener` are the failure policy at work. Inbound
-    (first packets): `inbound_local` came from inside of the namespace.
+    (first packets): `inbound_local` came from inside of the namespace. `queries`: of names over UDP that went to the
+    proxy, where those over TCP are `steered`; connected sockets count once.
     """
 
     STEERED = 0
@@ -109,6 +112,7 @@ class Count(IntEnum):
     INBOUND_LOCAL = 18
     INBOUND_FAMILY = 19
     INBOUND_DISABLED = 20
+    QUERIES = 21
 
 
 COUNTERS = 32

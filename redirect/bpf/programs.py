@@ -23,7 +23,7 @@ _PSEUDO_MAP = 1
 _LOAD_64 = 0x18
 _CALL = 0x85
 
-HELPERS = frozenset({1, 2, 3, 7, 15, 80, 84, 86, 107, 122, 123, 124, 187})
+HELPERS = frozenset({1, 2, 3, 7, 15, 80, 84, 85, 86, 107, 122, 123, 124, 187})
 """By number, all that the sources call. bcc adds bpf_probe_read (4, 113) where it takes a pointer for a foreign one."""
 
 
@@ -43,6 +43,10 @@ HOOKS: tuple[Hook, ...] = (
     Hook("getsockopt", 25, 21),
     Hook("getpeername4", 18, 29),
     Hook("getpeername6", 18, 30),
+    Hook("recvmsg4", 18, 19),
+    Hook("recvmsg6", 18, 20),
+    Hook("sendmsg4", 18, 14),
+    Hook("sendmsg6", 18, 15),
     Hook("connect4", 18, 10),
     Hook("connect6", 18, 11),
     Hook("sk_lookup", 30, 36, per_namespace=True),

@@ -117,9 +117,10 @@ OTHER_PROGRAMS = """
 import sys
 from pathlib import Path
 from redirect.bpf import compiler, loader
-changed = Path(sys.argv[3]) / "connect4.c"
-old = next(path for path in compiler.SOURCES if path.name == "connect4.c")
-changed.write_text(old.read_text().replace("verdict != REFUSE", "verdict != REFUSE || ctx->user_port == 0xffffffff"))
+changed = Path(sys.argv[3]) / "connect.c"
+old = next(path for path in compiler.SOURCES if path.name == "connect.c")
+same = "return redirected4(ctx, CONNECTS)"
+changed.write_text(old.read_text().replace(same, same + " || ctx->user_port == 0xffffffff"))
 compiler.SOURCES = tuple(changed if path is old else path for path in compiler.SOURCES)
 loader.load(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4]))
 print(compiler.version())
@@ -275,10 +276,10 @@ def test_clean_leaves_nothing(bpffs: Path, dual: World) -> None:
         enrol(found, dual, {4: workers(dual, 4)}, policy="closed")
         found.balance(Balanced(VIP[4], 80, (Target(FAR[4], 8081),)))
         made = ours() - before
-        assert kinds(made) == {"prog": 7, "map": 14, "link": 7}
+        assert kinds(made) == {"prog": 11, "map": 14, "link": 11}
         assert {number for kind, number in made if kind == "link"} == {link.id for link in found.links()}
     removed = clean("bpf-gone", mount=bpffs)
-    assert len(removed) == 21
+    assert len(removed) == 25
     assert "bpf-gone" not in nodes(bpffs)
     wait_for(lambda: ours() == before, "the kernel to free what was pinned")
     assert clean("bpf-gone", mount=bpffs) == []

@@ -1,9 +1,10 @@
 /*
- * What becomes of a connect(): passes, goes elsewhere, is refused. The order of the questions is that of
- * redirect/netfilter/rules.py.
+ * What becomes of a connect(), or of a query for names: passes, goes elsewhere, is refused. The order of the questions
+ * is that of redirect/netfilter/rules.py.
  */
 
 enum verdict { PASS, ELSEWHERE, REFUSE };
+enum deed { CONNECTS, SENDS };
 
 /* By network namespace, else by cgroup, of which the innermost counts. */
 INLINE struct workload *workload_of(struct bpf_sock_addr *ctx)
@@ -50,7 +51,7 @@ INLINE int is_proxy(const struct bpf_sock *sk)
 	return 0;
 }
 
-INLINE int is_listening(struct bpf_sock_addr *ctx, const struct workload *workload, int family, __u16 port)
+INLINE int is_listening(struct bpf_sock_addr *ctx, const struct workload *workload, int family, __u16 port, int is_query)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
@@ -60,24 +61,26 @@ INLINE int is_listening(struct bpf_sock_addr *ctx, const struct workload *worklo
 		tuple.ipv4.saddr = workload->listen4;
 		tuple.ipv4.daddr = workload->listen4;
 		tuple.ipv4.dport = NET16(port);
-		sk = find_listener(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+		sk = is_query ? find_receiver(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0)
+			      : find_listener(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	} else {
 #pragma unroll
 		for (int i = 0; i < 4; i++)
 			tuple.ipv6.saddr[i] = tuple.ipv6.daddr[i] = workload->listen6[i];
 		tuple.ipv6.dport = NET16(port);
-		sk = find_listener(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+		sk = is_query ? find_receiver(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0)
+			      : find_listener(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 	}
 	if (!sk)
 		return 0;
-	listening = sk->state == STATE_LISTEN;
+	listening = is_query || sk->state == STATE_LISTEN;
 	release(sk);
 	return listening;
 }
 
 /*
- * For getpeername() and, by way of sock_ops, for the proxy. Goes with the socket; one that is connected again, after a
- * failure or AF_UNSPEC, has the latest. 0: no memory.
+ * For getpeername(), answers to queries and, by way of sock_ops, for the proxy. Goes with the socket; one that is
+ * connected again, after a failure or AF_UNSPEC, has the latest. 0: no memory.
  */
 INLINE int remember(struct bpf_sock *sk, const struct destination *asked)
 {
@@ -86,13 +89,16 @@ INLINE int remember(struct bpf_sock *sk, const struct destination *asked)
 	peer = socket_storage(MAP(MAP_PEERS), sk, NULL, asked->kind ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!peer)
 		return !asked->kind;
+	/* sendto() does not change with whom a socket is connected. */
+	if (asked->kind == KIND_QUERIED && peer->kind == KIND_STEERED)
+		return 1;
 	*peer = *asked;
 	return 1;
 }
 
 INLINE __u16 listener_of(const struct workload *workload, __u32 port)
 {
-	return port == 53 && workload->dns_port ? workload->dns_port : workload->outbound_port;
+	return port == PORT_OF_NAMES && workload->dns_port ? workload->dns_port : workload->outbound_port;
 }
 
 INLINE struct endpoint *pick(const struct service *service, __u64 client)
@@ -160,7 +166,7 @@ INLINE int out_of_scope(const struct workload *workload, __u32 networks, __u32 p
 		return COUNT_BYPASS_EXCLUDED;
 	if (flags & FLAG_OUT_EXCLUDE_PORTS && is_listed(workload, VALUE_OUT_EXCLUDE_PORT, port))
 		return COUNT_BYPASS_EXCLUDED;
-	if (port == 53 && workload->dns_port)
+	if (port == PORT_OF_NAMES && workload->dns_port)
 		return -1; /* names lead to VIPs */
 	if (flags & FLAG_OUT_INCLUDE_NETWORKS && !(networks & NETWORK_OUT_INCLUDE))
 		return COUNT_BYPASS_NOT_INCLUDED;
@@ -171,7 +177,7 @@ INLINE int out_of_scope(const struct workload *workload, __u32 networks, __u32 p
 
 /* What is to become of it, a COUNT_*. With BALANCED, `to` is the endpoint. */
 INLINE int judge(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct workload *workload,
-		 struct destination *to, int family)
+		 struct destination *to, int family, int is_query)
 {
 	__u32 networks, port = NET16(to->port);
 	int why;
@@ -192,7 +198,7 @@ INLINE int judge(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct wo
 	why = out_of_scope(workload, networks, port);
 	if (why >= 0)
 		return why;
-	if (workload->flags & FLAG_BALANCE) {
+	if (workload->flags & FLAG_BALANCE && !is_query) {
 		enum verdict verdict = balance(workload, to);
 
 		if (verdict != PASS)
@@ -201,44 +207,110 @@ INLINE int judge(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct wo
 	/* Such a socket can't reach loopback: its connection would time out. */
 	if (sk->bound_dev_if)
 		return COUNT_BYPASS_DEVICE;
-	if (is_listening(ctx, workload, family, listener_of(workload, port)))
-		return COUNT_STEERED;
+	if (is_listening(ctx, workload, family, listener_of(workload, port), is_query))
+		return is_query ? COUNT_QUERIES : COUNT_STEERED;
 	return workload->flags & FLAG_CLOSED ? COUNT_REFUSED_NO_LISTENER : COUNT_DIRECT_NO_LISTENER;
 }
 
+INLINE __u16 kind_of(int what, enum deed deed)
+{
+	switch (what) {
+	case COUNT_STEERED:
+		return KIND_STEERED;
+	case COUNT_BALANCED:
+		return KIND_BALANCED;
+	case COUNT_QUERIES:
+		return deed == CONNECTS ? KIND_STEERED : KIND_QUERIED;
+	}
+	return KIND_NONE;
+}
+
 /* `to` is where the application wants to go, and on ELSEWHERE where it goes. */
-INLINE enum verdict decide(struct bpf_sock_addr *ctx, struct destination *to)
+INLINE enum verdict decide(struct bpf_sock_addr *ctx, struct destination *to, enum deed deed)
 {
 	/* Read once: LLVM would keep the address of the field, which the verifier refuses. */
 	struct bpf_sock *sk = ctx->sk;
 	struct workload *workload;
 	struct destination asked = *to;
+	int is_query = ctx->type == SOCK_DGRAM_TYPE && ctx->protocol == PROTOCOL_UDP;
 	int family = is_mapped(to->address) ? 4 : 6, what;
 
-	if (ctx->type != SOCK_STREAM_TYPE || (ctx->protocol != PROTOCOL_TCP && ctx->protocol != PROTOCOL_MPTCP))
+	if (is_query) {
+		if (deed == SENDS && to->port != NET16(PORT_OF_NAMES))
+			return PASS;
+	} else if (ctx->type != SOCK_STREAM_TYPE || (ctx->protocol != PROTOCOL_TCP && ctx->protocol != PROTOCOL_MPTCP)) {
 		return PASS;
+	}
 	workload = workload_of(ctx);
 	if (!workload)
 		return PASS;
-	what = judge(ctx, sk, workload, to, family);
-	asked.kind = what == COUNT_STEERED ? KIND_STEERED : what == COUNT_BALANCED ? KIND_BALANCED : KIND_NONE;
-	/* The proxy could not be told where to. With BALANCED, getpeername() tells the endpoint, which harms nobody. */
-	if (!remember(sk, &asked) && what == COUNT_STEERED)
+	if (is_query && (to->port != NET16(PORT_OF_NAMES) || !workload->dns_port)) {
+		if (deed == CONNECTS)
+			remember(sk, &asked);
+		return PASS;
+	}
+	what = judge(ctx, sk, workload, to, family, is_query);
+	asked.kind = kind_of(what, deed);
+	/* Nobody could be told where it was to go. With BALANCED, getpeername() tells the endpoint, which harms nobody. */
+	if ((asked.kind || deed == CONNECTS) && !remember(sk, &asked) && what != COUNT_BALANCED)
 		what = workload->flags & FLAG_CLOSED ? COUNT_REFUSED_NO_LISTENER : COUNT_DIRECT_NO_LISTENER;
 	count(workload->id, what);
-	if (what == COUNT_REFUSED_NO_ENDPOINT || what == COUNT_REFUSED_NO_LISTENER) {
+	switch (what) {
+	case COUNT_REFUSED_NO_ENDPOINT:
+	case COUNT_REFUSED_NO_LISTENER:
 		fail_with(-CONNECTION_REFUSED);
 		return REFUSE;
+	case COUNT_BALANCED:
+		return ELSEWHERE;
+	case COUNT_STEERED:
+	case COUNT_QUERIES:
+		break;
+	default:
+		return PASS;
 	}
-	if (what == COUNT_STEERED) {
-		to->port = NET16(listener_of(workload, NET16(to->port)));
-		if (family == 4) {
-			to->address[3] = workload->listen4;
-		} else {
+	to->port = NET16(listener_of(workload, NET16(to->port)));
+	if (family == 4) {
+		to->address[3] = workload->listen4;
+	} else {
 #pragma unroll
-			for (int i = 0; i < 4; i++)
-				to->address[i] = workload->listen6[i];
-		}
+		for (int i = 0; i < 4; i++)
+			to->address[i] = workload->listen6[i];
 	}
-	return what == COUNT_STEERED || what == COUNT_BALANCED ? ELSEWHERE : PASS;
+	return ELSEWHERE;
+}
+
+/* The hooks of IPv4 and IPv6 sockets; the latter may go to IPv4 addresses in mapped form. */
+
+INLINE int redirected4(struct bpf_sock_addr *ctx, enum deed deed)
+{
+	struct destination to = {
+		.address = {0, 0, MAPPED, WORD(ctx->user_ip4)},
+		.port = (__u16)WORD(ctx->user_port),
+	};
+	enum verdict verdict = decide(ctx, &to, deed);
+
+	if (verdict == ELSEWHERE) {
+		WORD(ctx->user_ip4) = to.address[3];
+		WORD(ctx->user_port) = to.port;
+	}
+	return verdict != REFUSE;
+}
+
+INLINE int redirected6(struct bpf_sock_addr *ctx, enum deed deed)
+{
+	struct destination to = {
+		.address = {WORD(ctx->user_ip6[0]), WORD(ctx->user_ip6[1]), WORD(ctx->user_ip6[2]),
+			    WORD(ctx->user_ip6[3])},
+		.port = (__u16)WORD(ctx->user_port),
+	};
+	enum verdict verdict = decide(ctx, &to, deed);
+
+	if (verdict == ELSEWHERE) {
+		WORD(ctx->user_ip6[0]) = to.address[0];
+		WORD(ctx->user_ip6[1]) = to.address[1];
+		WORD(ctx->user_ip6[2]) = to.address[2];
+		WORD(ctx->user_ip6[3]) = to.address[3];
+		WORD(ctx->user_port) = to.port;
+	}
+	return verdict != REFUSE;
 }

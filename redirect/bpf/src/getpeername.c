@@ -7,7 +7,7 @@ INLINE struct destination *asked_by(struct bpf_sock_addr *ctx)
 	struct flow_key key = {};
 
 	if (peer)
-		return peer->kind == KIND_NONE ? NULL : peer;
+		return peer->kind == KIND_STEERED || peer->kind == KIND_BALANCED ? peer : NULL;
 	if (sk->protocol != PROTOCOL_MPTCP)
 		return NULL;
 	/* connect() of MPTCP was seen on the socket of its first subflow, which has the same addresses. */

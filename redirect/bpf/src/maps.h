@@ -14,6 +14,8 @@ static long (*drop)(void *map, const void *key) = (void *)BPF_FUNC_map_delete_el
 static void *(*socket_storage)(void *map, void *sk, void *value, __u64 flags) = (void *)BPF_FUNC_sk_storage_get;
 static struct bpf_sock *(*find_listener)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
 					 __u64 flags) = (void *)BPF_FUNC_sk_lookup_tcp;
+static struct bpf_sock *(*find_receiver)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+					 __u64 flags) = (void *)BPF_FUNC_sk_lookup_udp;
 static long (*release)(void *sk) = (void *)BPF_FUNC_sk_release;
 static long (*assign)(void *ctx, void *sk, __u64 flags) = (void *)BPF_FUNC_sk_assign;
 static __u64 (*netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cookie;
@@ -38,7 +40,9 @@ static long (*fail_with)(int retval) = (void *)BPF_FUNC_set_retval;
 
 enum {
 	SOCK_STREAM_TYPE = 1,
+	SOCK_DGRAM_TYPE = 2,
 	PROTOCOL_TCP = 6,
+	PROTOCOL_UDP = 17,
 	PROTOCOL_MPTCP = 262,
 	FAMILY_INET = 2,
 	FAMILY_INET6 = 10,
@@ -46,6 +50,7 @@ enum {
 	LOOPBACK_INTERFACE = 1,
 	SOCKET_EXISTS = 17,
 	CONNECTION_REFUSED = 111,
+	PORT_OF_NAMES = 53,
 };
 
 INLINE void count(__u32 id, __u32 what)
