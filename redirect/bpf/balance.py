@@ -80,20 +80,15 @@ def endpoint_rows(service: Balanced, number: int) -> list[tuple[bytes, bytes]]:
     """Entries of the map `endpoints`, for the set of this number."""
     targets = [target for target in service.targets if target.weight]
     table = alias_table([target.weight for target in targets])
-    return [
-        (
-            bytes(layout.EndpointKey(number, index)),
-            bytes(
-                layout.Endpoint(
-                    address=layout.address(target.address),
-                    port=layout.net16(target.port),
-                    threshold=threshold,
-                    alias=alias,
-                )
-            ),
-        )
-        for index, (target, (threshold, alias)) in enumerate(zip(targets, table, strict=True))
-    ]
+    key, value = layout.EndpointKey(number), layout.Endpoint()
+    rows = []
+    # One structure is filled again and again: a service may have ten thousand endpoints.
+    for index, (target, (threshold, alias)) in enumerate(zip(targets, table, strict=True)):
+        key.index, value.threshold, value.alias = index, threshold, alias
+        value.address = layout.address(target.address)
+        value.port = layout.net16(target.port)
+        rows.append((bytes(key), bytes(value)))
+    return rows
 
 
 def service_key(address: str, port: int) -> bytes:

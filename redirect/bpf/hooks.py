@@ -11,10 +11,10 @@
 
     clean("node-a")                           removes all of the node, whoever made it
 
-One process at a time may have the Hooks of a node open. Nothing hangs on that process: programs, links and maps are
-pinned, and decide by themselves while it is dead. A change is one write for a workload, so a connection sees either the
-earlier or the later wish. Enrolling what is enrolled is a change, also after a restart, and one of nothing writes
-nothing.
+One process, and one thread of it, at a time may have the Hooks of a node open. Nothing hangs on that process: programs,
+links and maps are pinned, and decide by themselves while it is dead. A change is one write for a workload, so a
+connection sees either the earlier or the later wish. Enrolling what is enrolled is a change, also after a restart, and
+one of nothing writes nothing.
 
 Everything raises RedirectError. Calls block for as long as bpf(2) takes, microseconds each; `open` up to seconds.
 """
@@ -113,6 +113,11 @@ class Hooks:
         self._cpus = _possible_cpus()
         self._scopes: dict[int, list[tuple[str, bytes]]] = {}
         self._sets: dict[int, list[bytes]] = {}
+        self._known: dict[Key, tuple[int, int]] = {}
+        """Namespace and flags, of what is enrolled: this is the only process that changes it."""
+        self._last_id = 0
+        self._last_scope = 0
+        self._last_set = 0
         self._read()
 
     # --- open and close
@@ -198,6 +203,7 @@ class Hooks:
         if row is None:
             return
         syscall.delete(self._maps[_map_of(key)], _number(key.number))
+        self._known.pop(key, None)
         if key.kind == "cgroup":
             config = self._config()
             config.cgroups = len(syscall.keys(self._maps["cgroups"], 8))
@@ -206,11 +212,12 @@ class Hooks:
         self._settle_inbound(row.netns)
         self._forget(row.id)
         self._drop_scope(row.scope)
-        if not self._has_workloads(row.netns):
-            for name in ("flows", "legs"):
-                for found in syscall.keys(self._maps[name], ctypes.sizeof(layout.FlowKey)):
-                    if layout.FlowKey.from_buffer_copy(found).netns == row.netns:
-                        syscall.delete(self._maps[name], found)
+        if not any(netns == row.netns for netns, _ in self._known.values()):
+            size = ctypes.sizeof(layout.FlowKey)
+            for name, value in (("flows", layout.Destination), ("legs", ctypes.c_uint8)):
+                found = syscall.keys_at_once(self._maps[name], size, ctypes.sizeof(value))
+                stale = [key for key in found if key[:8] == _number(row.netns)]
+                syscall.delete_batch(self._maps[name], stale)
 
     def retire(self) -> list[str]:
         """Remove the sets of earlier layouts, when all that shall be steered is enrolled here: a proxy that was told of
@@ -223,7 +230,8 @@ class Hooks:
 
     def balance(self, service: Balanced) -> None:
         """Make or change it. The endpoints are complete before the first connection sees one of them."""
-        number = max(self._sets, default=0) + 1
+        self._last_set += 1
+        number = self._last_set
         rows = endpoint_rows(service, number)
         key = service_key(service.address, service.port)
         before = syscall.lookup(self._maps["services"], key, ctypes.sizeof(layout.Service))
@@ -259,8 +267,12 @@ class Hooks:
 
     def enrolled(self) -> dict[Key, Enrolled]:
         found = {}
+        every = syscall.keys(self._maps["listeners"], ctypes.sizeof(layout.SlotKey))
+        filled: dict[int, set[tuple[int, int]]] = {}
+        for slot in map(layout.SlotKey.from_buffer_copy, every):
+            filled.setdefault(slot.id, set()).add((slot.family, slot.worker))
         for key, row in self._rows():
-            slots = frozenset((slot.family, slot.worker) for slot in self._slots(row.id))
+            slots = frozenset(filled.get(row.id, ()))
             found[key] = Enrolled(key, row.netns, Flag(row.flags), row.outbound_port, row.dns_port, row.workers, slots)
         return found
 
@@ -295,14 +307,22 @@ class Hooks:
                 self._scopes.setdefault(shape.from_buffer_copy(key).scope, []).append((name, key))
         for key in syscall.keys(self._maps["endpoints"], ctypes.sizeof(layout.EndpointKey)):
             self._sets.setdefault(layout.EndpointKey.from_buffer_copy(key).set, []).append(key)
-        scopes = {row.scope for _, row in self._rows()}
-        for scope in set(self._scopes) - scopes:
+        rows = self._rows()
+        self._known = {key: (row.netns, row.flags) for key, row in rows}
+        # Also above those of counters: a process that died while it enrolled leaves them.
+        ids = [ctypes.c_uint32.from_buffer_copy(key).value for key in syscall.keys(self._maps["counters"], 4)]
+        self._last_id = max([*ids, *(row.id for _, row in rows)], default=0)
+        for number in set(ids) - {row.id for _, row in rows}:
+            self._forget(number)
+        self._last_scope = max([*self._scopes, *(row.scope for _, row in rows)], default=0)
+        for scope in set(self._scopes) - {row.scope for _, row in rows}:
             self._drop_scope(scope)
         sets = set()
         for key in syscall.keys(self._maps["services"], ctypes.sizeof(layout.ServiceKey)):
             value = syscall.lookup(self._maps["services"], key, ctypes.sizeof(layout.Service))
             if value is not None:
                 sets.add(layout.Service.from_buffer_copy(value).set)
+        self._last_set = max([*self._sets, *sets], default=0)
         for number in set(self._sets) - sets:
             self._drop_set(number)
 
@@ -310,7 +330,9 @@ class Hooks:
         before = self._row(key)
         ports = workload.scope.in_include_ports if key.kind == "cgroup" and workload.inbound else ()
         self._check_ports(key, netns, ports)
-        number = before.id if before is not None else self._next_id()
+        if before is None:
+            self._last_id += 1
+        number = self._last_id if before is None else before.id
         with ExitStack() as undo:
             if before is None:
                 undo.callback(self._forget, number)
@@ -327,25 +349,24 @@ class Hooks:
             if before is None or row != bytes(before):
                 syscall.update(self._maps[_map_of(key)], _number(key.number), row, step=f"enrol {key}")
             undo.pop_all()
+        self._known[key] = (netns, int(workload.flags()))
         if before is not None and before.scope != scope:
             self._drop_scope(before.scope)
-        for slot in self._slots(number):
-            if slot.worker >= workload.workers:
-                syscall.delete(self._maps["listeners"], bytes(slot))
+        if before is not None:
+            self._drop_slots(number, range(workload.workers, before.workers))
         if key.kind == "cgroup":
             self._own_ports(key, netns, ports)
         self._settle_inbound(netns, netns_fd)
 
     def _forget(self, number: int) -> None:
         """What is kept under a workload's number."""
-        for slot in self._slots(number):
-            syscall.delete(self._maps["listeners"], bytes(slot))
+        self._drop_slots(number, range(layout.MAX_WORKERS))
         syscall.delete(self._maps["counters"], bytes(ctypes.c_uint32(number)))
 
     def _settle_inbound(self, netns: int, netns_fd: int = -1) -> None:
         """The program of a namespace is there while some workload in it takes connections."""
         path = self.place / f"inbound_{netns}"
-        wanted = any(row.netns == netns and row.flags & Flag.INBOUND for _, row in self._rows())
+        wanted = any(found == netns and flags & Flag.INBOUND for found, flags in self._known.values())
         if not wanted:
             bpffs.unpin(path)
         elif netns_fd >= 0 and not pins.is_attached(path):
@@ -376,18 +397,13 @@ class Hooks:
             self._maps["listeners"], bytes(slot), bytes(ctypes.c_uint32(listener.fd)), step="keep a listener"
         )
 
-    def _slots(self, number: int) -> list[layout.SlotKey]:
-        every = syscall.keys(self._maps["listeners"], ctypes.sizeof(layout.SlotKey))
-        slots = [layout.SlotKey.from_buffer_copy(key) for key in every]
-        return [slot for slot in slots if slot.id == number]
-
-    def _next_id(self) -> int:
-        # Also above those of counters: a process that died while it enrolled leaves them.
-        ids = [ctypes.c_uint32.from_buffer_copy(key).value for key in syscall.keys(self._maps["counters"], 4)]
-        return max(ids, default=0) + 1
+    def _drop_slots(self, number: int, workers: range) -> None:
+        for worker in workers:
+            for family in (4, 6):
+                syscall.delete(self._maps["listeners"], bytes(layout.SlotKey(number, family, worker)))
 
     def _make_scope(self, workload: Workload) -> int:
-        scope = max([*self._scopes, *(row.scope for _, row in self._rows())], default=0) + 1
+        scope = self._last_scope = self._last_scope + 1
         rows = {
             "networks": network_rows(workload.networks(), scope),
             "values": value_rows(workload.values(), scope),
@@ -413,8 +429,7 @@ class Hooks:
             syscall.delete(self._maps[name], key)
 
     def _drop_set(self, number: int) -> None:
-        for key in self._sets.pop(number, ()):
-            syscall.delete(self._maps["endpoints"], key)
+        syscall.delete_batch(self._maps["endpoints"], self._sets.pop(number, []))
 
     def _row(self, key: Key) -> layout.Workload | None:
         value = syscall.lookup(self._maps[_map_of(key)], _number(key.number), ctypes.sizeof(layout.Workload))
@@ -428,9 +443,6 @@ class Hooks:
                 if (row := self._row(key)) is not None:
                     found.append((key, row))
         return found
-
-    def _has_workloads(self, netns: int) -> bool:
-        return any(row.netns == netns for _, row in self._rows())
 
     def _config(self) -> layout.Config:
         value = syscall.lookup(self._maps["config"], _ONLY, ctypes.sizeof(layout.Config))

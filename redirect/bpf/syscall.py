@@ -30,6 +30,8 @@ GONE = frozenset({errno.ENOLINK, errno.EINVAL, errno.ENOENT, errno.EBADF})
 _NAME_BYTES = 16
 _LOG_BYTES = 1 << 20
 _BATCH = 256
+_CHUNK = 4096
+"""More than a bucket of a hash can have, or the kernel can't go on."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -111,6 +113,22 @@ def update_batch(fd: int, pairs: list[tuple[bytes, bytes]]) -> None:
         call(MAP_UPDATE_BATCH, attributes, f"write {len(some)} entries of a map")
 
 
+def delete_batch(fd: int, keys: list[bytes]) -> None:
+    """All of them, whether they are there or not."""
+    for start in range(0, len(keys), _BATCH):
+        some = keys[start : start + _BATCH]
+        buffer = _buffer(b"".join(some))
+        attributes = struct.pack("=QQQQIIQQ", 0, 0, ctypes.addressof(buffer), 0, len(some), fd, 0, 0)
+        try:
+            call(MAP_DELETE_BATCH, attributes, f"delete {len(some)} entries of a map")
+        except RedirectError as exc:
+            if code_of(exc) != errno.ENOENT:
+                raise
+            # It stopped at one that was not there.
+            for key in some:
+                delete(fd, key)
+
+
 def keys(fd: int, key_size: int) -> list[bytes]:
     """As they were in one walk. One that is deleted meanwhile makes the walk begin anew, so it is bounded."""
     found: dict[bytes, None] = {}
@@ -129,6 +147,37 @@ def keys(fd: int, key_size: int) -> list[bytes]:
             return list(found)
         found[key] = None
         current = _buffer(key)
+
+
+def keys_at_once(fd: int, key_size: int, value_size: int) -> list[bytes]:
+    """Of a hash, many with each call. What comes or goes meanwhile may be missed."""
+    found: list[bytes] = []
+    some_keys, some_values = (
+        ctypes.create_string_buffer(key_size * _CHUNK),
+        ctypes.create_string_buffer(value_size * _CHUNK),
+    )
+    place = ctypes.create_string_buffer(key_size)  # of four octets for a hash, of a key's size for other kinds
+    begun = False
+    while True:
+        at = ctypes.addressof(place)
+        attributes = ctypes.create_string_buffer(
+            struct.pack(
+                "=QQQQIIQQ",
+                at if begun else 0, at, ctypes.addressof(some_keys), ctypes.addressof(some_values), _CHUNK, fd, 0, 0,
+            )
+        )  # fmt: skip
+        try:
+            call(MAP_LOOKUP_BATCH, attributes, "read a map")
+            ended = False
+        except RedirectError as exc:
+            if code_of(exc) != errno.ENOENT:
+                raise
+            ended = True
+        count = struct.unpack_from("=I", attributes.raw, 32)[0]
+        found += [some_keys.raw[index * key_size : (index + 1) * key_size] for index in range(count)]
+        if ended:
+            return found
+        begun = True
 
 
 # --- programs and links
