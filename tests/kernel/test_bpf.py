@@ -143,6 +143,22 @@ def test_who_is_not_enrolled_is_not_touched(hooks: Hooks, world: World) -> None:
     assert hooks.enrolled() == {}
 
 
+def test_long_answers_of_getsockopt_stay_whole(hooks: Hooks) -> None:
+    """More than a page, which is all that the hook sees: the groups of a peer, whom nobody steers."""
+    code = (
+        "import ctypes, os, socket\n"
+        "os.setgroups(range(1, 2001))\n"
+        "one, other = socket.socketpair()\n"
+        "groups, size = (ctypes.c_uint32 * 2000)(), ctypes.c_uint32(8000)\n"
+        "SO_PEERGROUPS = 59\n"  # Python asks for 1024 octets at most
+        "asked = (one.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, groups, ctypes.byref(size))\n"
+        "assert ctypes.CDLL(None).getsockopt(*asked) == 0\n"
+        "assert (size.value, list(groups)) == (8000, [*range(1, 2001)])\n"
+    )
+    subprocess.run(["python3", "-c", code], check=True)
+    assert "link_getsockopt" in {link.name for link in hooks.links() if link.target}
+
+
 def test_a_connection_to_the_listener_itself_has_no_destination(hooks: Hooks, world: World) -> None:
     """Also one from a port that a steered connection had before."""
     hooks.enrol_pod(world.pod.fd, workload(world))

@@ -33,6 +33,12 @@ int getsockopt(struct bpf_sockopt *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	int level = ctx->level;
 
+	/*
+	 * Of a longer answer only the first page is here, and before Linux 6.5 the call would fail with EFAULT; 0 leaves it
+	 * to the kernel. What lists the rules of iptables is such a one.
+	 */
+	if (ctx->optlen > 4096)
+		ctx->optlen = 0;
 	if (ctx->optname != 80 || (level != 0 && level != 41) || !sk)
 		return 1;
 	key.netns = netns_cookie(ctx);
