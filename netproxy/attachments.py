@@ -48,6 +48,11 @@ class Attached:
     request: int = -1
     deadline: float = 0.0
 
+    @property
+    def is_handed_out(self) -> bool:
+        """Its inbound listeners are known to eBPF one by one. In `spec`, so that it outlives an upgrade."""
+        return bool(self.spec.get("handed_out"))
+
 
 class Attachments:
     """`mark`: of all sockets."""
@@ -131,6 +136,17 @@ class Attachments:
             _close(made)
             raise
         return made
+
+    def inbound(self, item: Attached, family: int) -> tuple[list[int], list[int]]:
+        """Slots and their inbound listeners, which stay ours. From now on it matters when there are others."""
+        item.spec["handed_out"] = True
+        found = [
+            (slot, fd)
+            for slot, sockets in sorted(item.listeners.items())
+            for kind, of, fd in sockets
+            if kind == "inbound" and of == family
+        ]
+        return [slot for slot, _ in found], [fd for _, fd in found]
 
     def holds_listeners(self, slot: int) -> bool:
         return any(slot in item.listeners for item in self.by_key.values())

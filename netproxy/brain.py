@@ -94,6 +94,13 @@ class Brain:
         match message.op:
             case "synced":
                 self._synced.set()
+            case "listeners":
+                reply = self._replies.pop(fields["id"], None)
+                if reply is not None and not reply.done():
+                    reply.set_result(fields | {"fds": message.fds})
+                else:
+                    for fd in message.fds:
+                        os.close(fd)
             case "attach" | "state":
                 reply = self._replies.pop(fields["id"], None)
                 if reply is not None and not reply.done():
@@ -313,6 +320,7 @@ class Brain:
             config_age_s=time.time() - self.applied_at,
             repairs={key: (pod.repairs, pod.vigil.gap_s, pod.vigil.last_gap_s) for key, pod in pods.items()},
             unsteered={key: pod.vigil.unsteered.count for key, pod in pods.items() if pod.state == "steered"},
+            steered={key: self.workloads.counters(pod) for key, pod in pods.items()},
         )
 
     async def config_dump(self, kind: str, name: str) -> dict[str, Any]:
@@ -390,6 +398,7 @@ class Brain:
                     "failure_policy": pod.want.failure_policy,
                     "policy_in_force": self.workloads.policy_in_force(pod),
                     "steering_note": pod.undropped,
+                    "connections": {result: count for result, count in self.workloads.counters(pod).items() if count},
                     "last_gap_s": round(pod.vigil.last_gap_s, 3),
                     "unsteered_connections": {
                         "count": pod.vigil.unsteered.count,

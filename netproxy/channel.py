@@ -24,6 +24,8 @@ sockets         worker <-> supervisor    id, workload, family, kind (stream, dgr
 put/drop        brain -> supervisor      key, version; body: store a shard and pass it on
 attach          brain <-> supervisor     id, workload, families (of listeners), dial_families (that the pod has),
                                          dns_port (0: no names), ...; netns: listeners please / they are there
+listeners       brain <-> supervisor     id, workload, family, slots: inbound listeners, for eBPF; who asks is told
+                                         by `resteer` when there are others
 own             brain -> supervisor      workload; keep this steering alive (may be none)
 detach          brain -> supervisor      workload: rules are gone, close what is open there
 state           brain <-> supervisor     id: who runs, what is attached, which shards are stored

@@ -26,6 +26,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
+from redirect.bpf import Listener, netns_cookie
+from redirect.ebpf import counters, release
 from redirect.netns import open_netns
 from redirect.probe import Preference
 from redirect.unsteered import Unsteered, unsteered
@@ -44,6 +46,8 @@ _RETRY_S = 0.5
 _CHECK_S = 1.0
 """Between two questions whether what is steered is unchanged, so that what is changed without an event is put back
 within 2 s. Only one that is not unchanged is looked at."""
+_DIALLED_S = 0.1
+"""For what was accepted before steering is taken off, until its upstream connection is there."""
 _BRING_UPS = 32
 """Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
 _THREADS = 8
@@ -81,6 +85,8 @@ class Pod:
     traffic: Traffic = Traffic()
     undropped: str = ""
     """Why rules of before are still there."""
+    cookie: int = 0
+    """By which eBPF knows the namespace."""
     vigil: Vigil = field(default_factory=Vigil)
     check_at: float = 0.0
     repairs: int = 0
@@ -172,7 +178,8 @@ class Pods:
                 # A table that we handed over while this was under way would steer to nobody.
                 self._link.send("own", workload=_key(pod))
             if pod.state == "steered":
-                pod.set("attaching", "steering was released while no worker ran")
+                why = "steering was released while no worker ran" if released else "its listeners are others now"
+                pod.set("attaching", why)
         self._link.wake.set()
 
     # -- what is ------------------------------------------------------------------------------------
@@ -285,12 +292,12 @@ class Pods:
         if not os.path.exists(pod.want.netns):
             pod.set("absent", f"{pod.want.netns} does not exist yet")
             return False
-        fd = await self._loop.run_in_executor(self._executor, open_netns, pod.want.netns)
+        fd, cookie = await self._loop.run_in_executor(self._executor, _open, pod.want.netns)
         if pod.epoch != epoch:
             os.close(fd)
             raise _Superseded
         stat = os.fstat(fd)
-        pod.netns_fd, pod.ns_id = fd, (stat.st_dev, stat.st_ino)
+        pod.netns_fd, pod.ns_id, pod.cookie = fd, (stat.st_dev, stat.st_ino), cookie
         return True
 
     async def _failed(self, pod: Pod, epoch: int, exc: Exception) -> None:
@@ -340,7 +347,7 @@ class Pods:
         if pod.epoch != epoch:
             raise _Superseded
         if pod.vigil.watch is None:
-            pod.vigil.open(pod.netns_fd, lambda: self._heard(pod))
+            pod.vigil.open(pod.netns_fd, self.settings.node, lambda: self._heard(pod))
         pod.vigil.good_at = time.monotonic()
         await self._check(pod, epoch)
 
@@ -362,7 +369,11 @@ class Pods:
                 return
             applied = await self._steer(pod, epoch, enabled=True, mechanism=mechanism)
             pod.vigil.unsteered = await self._unsteered(pod, epoch)
-            if applied.changed:
+            if applied.changed and applied.settled:
+                pod.check_at = 0.0
+            elif applied.changed:
+                if pod.mechanism == "ebpf":
+                    await self._steer(pod, epoch, enabled=True, mechanism=mechanism, hand=True)
                 pod.repairs += 1
                 gap = pod.vigil.repaired(mechanism, time.monotonic())
                 log(f"{_key(pod)}: rules or routes were not as they should be, repaired {gap}", WARNING)
@@ -427,21 +438,38 @@ class Pods:
             raise RedirectError(reply["error"])
         pod.set("steering", "putting the rules there")
 
-    async def _steer(self, pod: Pod, epoch: int, *, enabled: bool, mechanism: Mechanism | None = None) -> Applied:
+    async def _steer(
+        self,
+        pod: Pod,
+        epoch: int,
+        *,
+        enabled: bool,
+        mechanism: Mechanism | None = None,
+        hand: bool = False,
+        outbound: bool = True,
+    ) -> Applied:
         """Put the rules there (`enabled`), or only the hooks that established connections need. `mechanism`: None is
-        the one that was chosen for it."""
+        the one that was chosen for it; where it hands connections to sockets, they are given to it then, or if `hand`
+        says so. `outbound` False: what the workload opens is left alone."""
         key = _key(pod)
         policy, vips, dns = pod.want.failure_policy, self.vip_cidrs, self._captures(pod)
         traffic = pod.want.traffic
         if mechanism is None:
             # What is in force is drained as it is, whatever is wanted by now.
             in_force = pod.mechanism
+            hand = enabled
             mechanism = await self.mechanisms.get(pod.want.steering) if enabled or in_force is None else in_force
-        desired = replace(self._steering(pod, policy, enabled=enabled), mechanism=mechanism)
+        desired = replace(self._steering(pod, policy, enabled=enabled), mechanism=mechanism, outbound=outbound)
         state = pod.state
         is_alone = pod.mechanism == mechanism and not pod.undropped
         look_for = self.mechanisms.look_for(mechanism if is_alone else None)
-        applied = await self._inside(pod, epoch, steer, desired, None, look_for)
+        listeners = await self._listeners(pod) if hand and mechanism == "ebpf" else []
+        try:
+            applied = await self._inside(pod, epoch, steer, desired, None, look_for, listeners)
+        finally:
+            # As long as we have one, its queue would take connections that nobody serves.
+            for listener in listeners:
+                os.close(listener.fd)
         if applied.owner_fd is not None:
             try:
                 # What another has decided meanwhile stands: a table that nobody owns goes at once.
@@ -462,6 +490,22 @@ class Pods:
         pod.undropped = applied.undropped
         return applied
 
+    async def _listeners(self, pod: Pod) -> list[Listener]:
+        """Inbound ones of all workers, which are the caller's to close. None are there under policy ``closed`` before
+        anybody serves."""
+        found: list[Listener] = []
+        for family in (4, 6):
+            reply = await self._link.ask("listeners", workload=_key(pod), family=family)
+            found += [Listener(family, slot, fd) for slot, fd in zip(reply["slots"], reply["fds"], strict=True)]
+        return found
+
+    def counters(self, pod: Pod) -> dict[str, int]:
+        """What became of its connections, where the mechanism counts them. Since it was steered by it."""
+        try:
+            return counters(self.settings.node, pod.cookie) if pod.mechanism == "ebpf" else {}
+        except RedirectError:
+            return {}
+
     def _steering(self, pod: Pod, policy: str, *, enabled: bool) -> Steering:
         settings = self.settings
         return Steering(
@@ -480,6 +524,7 @@ class Pods:
             enabled=enabled,
             scope=scope_of(pod.want.traffic),
             mechanism=pod.mechanism or "nftables",
+            workers=settings.workers,
         )
 
     def _lost(self, pod: Pod) -> None:
@@ -487,6 +532,9 @@ class Pods:
         key = _key(pod)
         pod.epoch += 1
         pod.vigil.close()
+        if pod.mechanism == "ebpf" and pod.netns_fd >= 0:
+            # What is not in the namespace does not go with it.
+            self._link.spawn(self._withdraw(os.dup(pod.netns_fd)))
         pod.mechanism = None
         self._link.send("detach", workload=key)
         if pod.netns_fd >= 0:
@@ -497,6 +545,14 @@ class Pods:
         pod.set("absent", f"{pod.want.netns} was deleted")
         pod.failure = ""
         self._journal.remove(key)
+
+    async def _withdraw(self, netns_fd: int) -> None:
+        try:
+            await self._loop.run_in_executor(self._executor, remove, netns_fd, self.settings.node)
+        except RedirectError as exc:
+            log(f"what steered a namespace that is gone can't be removed: {exc}", WARNING)
+        finally:
+            os.close(netns_fd)
 
     async def _release(self, pod: Pod) -> None:
         """No longer wanted: rules off, then listeners, then the rest."""
@@ -533,23 +589,30 @@ class Pods:
     async def unsteer(self) -> list[str]:
         """Rules off where the policy is open; the hooks stay so that established connections live on.
 
+        First for what workloads open: a proxy that still sends mesh TLS shall find the one that takes it off.
+
         Returns the workloads whose rules are off.
         """
         done: list[str] = []
 
-        async def unsteer(pod: Pod) -> None:
-            pod.epoch += 1  # who waits for listeners steers no more
+        async def unsteer(pod: Pod, *, enabled: bool) -> None:
             if pod.netns_fd >= 0 and pod.generation and pod.policy == "open":
                 try:
                     pod.set("draining")
-                    await self._steer(pod, pod.epoch, enabled=False)
-                    done.append(_key(pod))
+                    await self._steer(pod, pod.epoch, enabled=enabled, mechanism=pod.mechanism, outbound=False)
+                    if not enabled:
+                        done.append(_key(pod))
                 except _Superseded:
                     pass
                 except (RedirectError, OSError) as exc:
                     log(f"{_key(pod)}: {exc}")
 
-        await asyncio.gather(*map(unsteer, self.pods.values()))
+        pods = list(self.pods.values())
+        for pod in pods:
+            pod.epoch += 1  # who waits for listeners steers no more
+        await asyncio.gather(*(unsteer(pod, enabled=True) for pod in pods))
+        await asyncio.sleep(_DIALLED_S)
+        await asyncio.gather(*(unsteer(pod, enabled=False) for pod in pods))
         return done
 
     async def clean(self) -> None:
@@ -566,6 +629,20 @@ class Pods:
                     log(f"{_key(pod)}: {exc}")
 
         await asyncio.gather(*map(clean, self.pods.values()))
+        try:
+            await self._loop.run_in_executor(self._executor, release, self.settings.node)
+        except RedirectError as exc:
+            log(f"eBPF hooks can't be taken off: {exc}", WARNING)
+
+
+def _open(path: str) -> tuple[int, int]:
+    """The namespace and its cookie."""
+    fd = open_netns(path)
+    try:
+        return fd, netns_cookie(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _key(pod: Pod) -> str:

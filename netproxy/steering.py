@@ -127,10 +127,10 @@ class Vigil:
     unsteered: Unsteered = field(default_factory=lambda: Unsteered(0, ()))
     _muted: bool = False
 
-    def open(self, netns_fd: int, heard: Callable[[], None]) -> None:
+    def open(self, netns_fd: int, node: str, heard: Callable[[], None]) -> None:
         """Begin to listen. Raises RedirectError."""
         self.close()
-        self.watch = Watch(netns_fd)
+        self.watch = Watch(netns_fd, node)
         self._listen(heard)
 
     def _listen(self, heard: Callable[[], None]) -> None:
@@ -195,10 +195,10 @@ class Vigil:
         self.fingerprint, self.good_at, self.full_at, self.event_at = fingerprint, now, now, 0.0
 
     def repaired(self, mechanism: Mechanism | None, now: float) -> str:
-        """Count the gap. In words, and honest: nobody knows when it really began. Rules of legacy iptables are in no
-        event, so what was heard before their repair was something else."""
+        """Count the gap. In words, and honest: nobody knows when it really began. Rules of legacy iptables and entries
+        of eBPF are in no event, so what was heard before their repair was something else."""
         bound = now - self.good_at
-        heard = self.event_at if mechanism != "iptables-legacy" else 0.0
+        heard = self.event_at if mechanism not in ("iptables-legacy", "ebpf") else 0.0
         gap = now - heard if heard else bound
         self.gap_s += gap
         self.last_gap_s = gap

@@ -361,7 +361,11 @@ class Supervisor:
         self.attachments.close_slot(slot)
         if any(c.role == "worker" and c.state == "ready" for c in self.children.values()):
             return
-        released = [key for key, item in self.attachments.by_key.items() if item.owner is not None]
+        released = [
+            key
+            for key, item in self.attachments.by_key.items()
+            if item.owner is not None or (item.is_handed_out and item.policy == "open")
+        ]
         if released:
             names = ", ".join(released)
             _log(f"no worker for {WORKER_GRACE_S:g} s: steering released (failure policy open): {names}", WARNING)
@@ -416,7 +420,9 @@ class Supervisor:
         self._next_upgrade()
         if child.role == "worker":
             released = [
-                k for k, item in self.attachments.by_key.items() if item.owner is None and item.policy == "open"
+                k
+                for k, item in self.attachments.by_key.items()
+                if item.owner is None and item.policy == "open" and not item.is_handed_out
             ]
             if released:
                 self._to_brain("resteer", body=json.dumps(released).encode())
@@ -493,6 +499,12 @@ class Supervisor:
         if not item.waiting:
             self._answer_attach(key, item, "")
 
+    def _brain_listeners(self, child: Child, message: Message) -> None:
+        key, family = message.fields["workload"], message.fields["family"]
+        item = self.attachments.by_key.get(key)
+        slots, fds = self.attachments.inbound(item, family) if item is not None else ([], [])
+        self._send(child, "listeners", fds, id=message.fields["id"], workload=key, family=family, slots=slots)
+
     def _brain_own(self, _child: Child, message: Message) -> None:
         item = self.attachments.by_key.get(message.fields["workload"])
         if item is not None:
@@ -565,6 +577,8 @@ class Supervisor:
             except OSError as exc:
                 _log(f"listeners of {key} for worker {worker.slot}: {exc}", ERROR)
                 return
+            if item.is_handed_out:
+                self._to_brain("resteer", body=json.dumps([key]).encode())
         sockets = item.listeners[worker.slot]
         self._send(
             worker,

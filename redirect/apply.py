@@ -7,11 +7,13 @@ many threads at once. For one namespace and node the caller lets one call finish
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from redirect.backend import BACKENDS
+from redirect.bpf import Listener
+from redirect.ebpf import ENTRIES
 from redirect.errors import RedirectError
 from redirect.netns import identity, inside
 from redirect.observed import observe_here
@@ -33,6 +35,7 @@ from redirect.plan import (
     undo,
 )
 from redirect.route import routing
+from redirect.unsteered import translated
 from redirect.wanted import MECHANISMS, Mechanism
 
 
@@ -45,7 +48,8 @@ class Applied:
                 call: until then the older rules are there too, which leaves no gap.
     changed     False: everything was as desired, nothing was touched.
     lingering   owned tables of older generations, which are still there.
-    undropped   why older rules of iptables could not be removed, which the next call tries again; "" when they were.
+    undropped   why older rules are still there, which the next call looks at again; "" when they are not.
+    settled     nothing was amiss: what changed followed from addresses, or from connections that ended.
     """
 
     owner_fd: int | None
@@ -53,6 +57,7 @@ class Applied:
     changed: bool
     lingering: tuple[str, ...] = ()
     undropped: str = ""
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +72,12 @@ def steer(
     desired: Steering,
     observed: Observed | None = None,
     mechanisms: tuple[Mechanism, ...] = MECHANISMS,
+    listeners: Sequence[Listener] = (),
 ) -> Applied:
     """Make the namespace as desired. RedirectError: it failed and the steps done were undone.
 
     `mechanisms`: whose rules are looked for, when nothing was observed yet; others may have older rules of ours.
+    `listeners`: inbound ones, for a mechanism that hands connections to sockets. They are the caller's to close.
     """
     where = _where(netns_fd, desired.node)
     with inside(netns_fd):
@@ -79,11 +86,28 @@ def steer(
                 observed = observe_here(desired.node, mechanisms, desired.mechanism)
             except RedirectError as exc:
                 raise RedirectError(str(exc), namespace=where, step="observe") from exc
+        observed = _with_connections(desired, observed)
         wanted = plan(desired, observed)
-        run = _Execution(desired.node, where)
+        run = _Execution(desired.node, where, listeners)
         owner_fd = None if wanted.empty else run.run(wanted)
+        if (
+            listeners
+            and desired.mechanism == "ebpf"
+            and not any(isinstance(step, CreateTable) for step in wanted.steps)
+        ):
+            ENTRIES.serve(desired.node, listeners)
     changed = bool(wanted.steps) or bool(wanted.drop and not run.undropped)
-    return Applied(owner_fd, wanted.generation, changed, wanted.lingering, run.undropped)
+    undropped = run.undropped
+    if wanted.kept and not undropped:
+        undropped = f"connections of before still go by {', '.join(wanted.kept)}, which stays until they end"
+    return Applied(owner_fd, wanted.generation, changed, wanted.lingering, undropped, wanted.settles)
+
+
+def _with_connections(desired: Steering, observed: Observed) -> Observed:
+    """Asked for only when it matters: something translates that shall not any more."""
+    if DIALECTS[desired.mechanism].TRANSLATES or not any(DIALECTS[t.mechanism].TRANSLATES for t in observed.tables):
+        return observed
+    return replace(observed, translated=translated(desired.ports.outbound))
 
 
 def execute(netns_fd: int, node: str, wanted: Plan) -> int | None:
@@ -106,6 +130,7 @@ def remove(netns_fd: int, node: str) -> Removed:
             observed = observe_here(node)
             step = "delete tables"
             _drop(Dropped(table.mechanism, table.name) for table in observed.tables if table.owner is None)
+            ENTRIES.withdraw(node)
             step = "delete VIP routes"
             with routing() as rt:
                 for cidr in sorted(observed.routes):
@@ -122,8 +147,9 @@ def _where(netns_fd: int, node: str) -> str:
 class _Execution:
     """One run of a plan in the current namespace."""
 
-    def __init__(self, node: str, where: str) -> None:
+    def __init__(self, node: str, where: str, listeners: Sequence[Listener] = ()) -> None:
         self._node = node
+        self._listeners = listeners
         self._where = where
         self._owner_fd: int | None = None
         self.undropped = ""
@@ -173,7 +199,7 @@ class _Execution:
                 with routing() as rt:
                     rt.delete_route(cidr, self._node)
             case CreateTable(name, wanted, mechanism):
-                self._owner_fd = BACKENDS[mechanism].create(name, wanted)
+                self._owner_fd = BACKENDS[mechanism].create(name, wanted, self._listeners)
             case DeleteTable(name, wanted, mechanism):
                 if not DIALECTS[mechanism].is_owned(wanted.failure_policy):
                     BACKENDS[mechanism].delete((name,))

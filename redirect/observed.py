@@ -49,7 +49,7 @@ def observe_here(
         raise failed[0]
     found.sort(key=lambda table: table.generation)
     with routing() as rt:
-        return Observed(node=node, lo_up=rt.lo_up(), routes=rt.routes(node), tables=tuple(found))
+        return Observed(node, rt.lo_up(), rt.routes(node), tuple(found), rt.addresses())
 
 
 def dialable(netns_fd: int) -> frozenset[Family]:

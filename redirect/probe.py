@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from redirect.apply import execute
+from redirect.bpf import Hooks, Workload, bpffs, clean
 from redirect.errors import RedirectError
 from redirect.netfilter.restore import host_variant
 from redirect.netns import unshare_netns
@@ -16,16 +19,19 @@ from redirect.observed import observe_here
 from redirect.plan import Steering, plan
 from redirect.wanted import FailurePolicy, Family, Mechanism, Ports, Scope
 
-Preference = Literal["auto", "nftables", "iptables"]
+Preference = Literal["auto", "ebpf", "nftables", "iptables"]
 
 _CANDIDATES: dict[Preference, tuple[Mechanism, ...]] = {
     "auto": ("nftables", "iptables-nft", "iptables-legacy"),
+    "ebpf": ("ebpf",),
     "nftables": ("nftables",),
     "iptables": ("iptables-nft", "iptables-legacy"),
 }
 """In order, but of the variants of iptables the host's own comes first. nftables can do all there is to do."""
 
 _NODE = "probe"
+_SCRATCH = "netproxy-probe-"
+"""And the id of the process that tries: no node is named like that."""
 _SCOPE = Scope(
     out_include_cidrs=("10.0.0.0/8", "fd00::/8"),
     out_exclude_uids=(1,),
@@ -58,13 +64,20 @@ class Choice:
 
 def probe(mechanism: Mechanism = "nftables") -> Probe:
     """Load the full rules, of both failure policies, for each IP family: kernel modules, libnftables (commands of
-    iptables) and permissions are all exercised. Takes about a tenth of a second; the scratch namespace goes with the
-    thread."""
+    iptables) and permissions are all exercised. Takes about a tenth of a second, for eBPF one or two; the scratch
+    namespace goes with the thread."""
     found: set[Family] = set()
     reasons: list[str] = []
 
     def attempt() -> None:
         families: tuple[Family, ...] = (4, 6)
+        if mechanism == "ebpf":
+            try:
+                _try_hooks()
+                found.update(families)
+            except (RedirectError, OSError) as exc:
+                reasons.extend(f"IPv{family}: {exc}" for family in families)
+            return
         for family in families:
             try:
                 unshare_netns()
@@ -90,6 +103,39 @@ def choose(wanted: Preference, ask: Callable[[Mechanism], Probe] = probe) -> Cho
             return Choice(mechanism, "; ".join([why, *failed, *([found.reason] if found.reason else [])]))
         failed.append(f"{mechanism} can't be used: {found.reason}")
     return Choice(None, "; ".join(failed))
+
+
+def _try_hooks() -> None:
+    """Load, attach to a cgroup in which nobody is, enrol a namespace in which nobody is; nothing of it stays.
+
+    The names are of this process: two may try at the same time. What one left that was killed is removed.
+    """
+    root = bpffs.cgroup_root()
+    for name in [*bpffs.nodes(), *(path.name for path in root.glob(f"{_SCRATCH}*"))]:
+        if name.startswith(_SCRATCH) and not os.path.exists(f"/proc/{name.removeprefix(_SCRATCH)}"):
+            _clean_scratch(name, root / name)
+    name = f"{_SCRATCH}{os.getpid()}"
+    try:
+        (root / name).mkdir()
+        with Hooks.open(name, cgroup=root / name) as hooks:
+            unshare_netns()
+            here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                hooks.enrol_pod(here, Workload(frozenset({4, 6}), scope=_SCOPE))
+                if lost := [link.name for link in hooks.links() if not link.target]:
+                    raise RedirectError(f"not attached: {', '.join(lost)}", step="try hooks")
+            finally:
+                os.close(here)
+    finally:
+        _clean_scratch(name, root / name)
+
+
+def _clean_scratch(name: str, cgroup: Path) -> None:
+    try:
+        clean(name)
+    finally:
+        with suppress(FileNotFoundError):
+            cgroup.rmdir()
 
 
 def _candidates(wanted: Preference) -> list[Mechanism]:

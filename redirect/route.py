@@ -66,15 +66,20 @@ class Routing:
                 raise
 
     def families(self) -> frozenset[Family]:
-        found: set[Family] = set()
+        found = map(ipaddress.ip_address, self.addresses())
+        return frozenset(4 if address.version == 4 else 6 for address in found if not address.is_link_local)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Of all interfaces, without loopback, sorted."""
+        found = set()
         for message in self._ipr.get_addr():
             text = message.get("local") or message.get("address")
             if message["family"] not in (socket.AF_INET, socket.AF_INET6) or text is None:
                 continue
             address = ipaddress.ip_address(text)
-            if not address.is_loopback and not address.is_link_local:
-                found.add(4 if address.version == 4 else 6)
-        return frozenset(found)
+            if not address.is_loopback:
+                found.add(str(address))
+        return tuple(sorted(found))
 
 
 @contextmanager

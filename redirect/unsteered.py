@@ -79,6 +79,18 @@ def ends(port: int) -> set[tuple[str, int]]:
     return {(str(item.peer), item.peer_port) for item in _dump() if item.port == port and item.state == _ESTABLISHED}
 
 
+def translated(port: int) -> bool:
+    """Are there connections that netfilter redirected to that local port, in the calling thread's namespace? Their
+    clients have an address beyond loopback. RedirectError if the kernel does not answer."""
+    try:
+        return any(
+            item.port == port and item.state == _ESTABLISHED and item.local.is_loopback and not item.peer.is_loopback
+            for item in _dump()
+        )
+    except OSError as exc:
+        raise RedirectError(f"sock_diag: {exc}", step="list connections") from exc
+
+
 def judge(found: list[_Socket], desired: Steering) -> Unsteered:
     ports = desired.ports
     own = {ports.outbound, ports.inbound} | ({ports.dns} if ports.dns is not None else set())

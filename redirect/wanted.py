@@ -10,10 +10,10 @@ from redirect.errors import RedirectError
 
 Family = Literal[4, 6]
 FailurePolicy = Literal["open", "closed"]
-Mechanism = Literal["nftables", "iptables-nft", "iptables-legacy"]
-"""What steers. The last two are the variants of iptables, whose rules don't see each other."""
+Mechanism = Literal["nftables", "iptables-nft", "iptables-legacy", "ebpf"]
+"""What steers. Two are the variants of iptables, whose rules don't see each other."""
 
-MECHANISMS: tuple[Mechanism, ...] = ("nftables", "iptables-nft", "iptables-legacy")
+MECHANISMS: tuple[Mechanism, ...] = ("nftables", "iptables-nft", "iptables-legacy", "ebpf")
 """Whose leavings are looked for. Which of them are chosen, and in what order, `probe` says."""
 DNS = 53
 MAX_LIST = 256
@@ -126,3 +126,9 @@ class Wanted:
     mask: int
     failure_policy: FailurePolicy
     enabled: bool
+    outbound: bool = True
+    """False: what the workload opens is not steered any more, what comes to it is."""
+    workers: int = 1
+    """Inbound listeners in each family."""
+    own_addresses: tuple[str, ...] = ()
+    """Of the namespace, where the mechanism has to be told (`plan.Dialect.NEEDS_ADDRESSES`)."""

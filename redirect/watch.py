@@ -2,7 +2,7 @@
 
 Two netlink sockets made inside the namespace hear of changes: rules of nf_tables (those of iptables-nft are of them),
 and links, addresses and routes. What exactly changed is not read: it says "look again", nothing more. A queue that
-overflows says so too. Rules of legacy iptables are in no event: their blobs are read and compared, without counters.
+overflows says so too. Rules of legacy iptables and entries of eBPF are in no event: they are read and compared.
 
 The sockets hold the namespace: close them when it goes.
 """
@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 
+from redirect.ebpf import cookie_of, fingerprint
 from redirect.errors import RedirectError
 from redirect.netns import inside
 from redirect.wanted import Mechanism
@@ -45,11 +46,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Watch:
     """Of one namespace. Not for several threads at once."""
 
-    def __init__(self, netns_fd: int) -> None:
-        """RedirectError if the namespace can't be watched."""
+    def __init__(self, netns_fd: int, node: str) -> None:
+        """`node`: whose entries of eBPF. RedirectError if the namespace can't be watched."""
+        self._node = node
         self._open: list[socket.socket] = []
         try:
             with inside(netns_fd):
+                self._cookie = cookie_of()
                 self._rules = self._socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
                 self._ask = self._socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
                 self._links = self._socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
@@ -96,7 +99,9 @@ class Watch:
         return heard
 
     def fingerprint(self, mechanism: Mechanism) -> bytes:
-        """As long as it is the same, so are the rules. A few microseconds, some hundred for legacy iptables."""
+        """As long as it is the same, so are the rules. Some microseconds, some hundred for legacy iptables."""
+        if mechanism == "ebpf":
+            return fingerprint(self._node, self._cookie)
         if mechanism != "iptables-legacy":
             return b"%d" % self._generation()
         try:

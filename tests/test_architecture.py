@@ -117,6 +117,7 @@ PURE = (
     "netproxy/upstream/health.py",
     "netproxy/upstream/pool.py",
     "netproxy/upstream/shared.py",
+    "redirect/entries.py",
     "redirect/errors.py",
     "redirect/netfilter/iptables.py",
     "redirect/netfilter/nft.py",

@@ -18,6 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from redirect import RedirectError, observe
+from redirect.bpf import links
+from redirect.bpf.bpffs import folder
 from redirect.netns import open_netns
 from redirect.obstacles import blocked
 from redirect.probe import Choice, Preference, Probe, choose, probe
@@ -105,9 +107,10 @@ def _mechanisms() -> list[Finding]:
         for family in (4, 6):
             reasons = [part for part in found.reason.split("; ") if part.startswith(f"IPv{family}:")]
             works = family in found.families
-            detail = "rules can be loaded" if works else "; ".join(reasons)
+            works_by = "programs" if mechanism == "ebpf" else "rules"
+            detail = f"{works_by} can be loaded" if works else "; ".join(reasons)
             findings.append(Finding(f"{mechanism} IPv{family}", works or None, detail))
-    wants: tuple[Preference, ...] = ("auto", "iptables")
+    wants: tuple[Preference, ...] = ("auto", "ebpf", "iptables")
     choices: dict[Preference, Choice] = {wanted: choose(wanted, lambda mechanism: tried[mechanism]) for wanted in wants}
     auto = choices["auto"]
     complete = auto.mechanism is not None and tried[auto.mechanism].families == {4, 6}
@@ -115,8 +118,27 @@ def _mechanisms() -> list[Finding]:
     return [
         *findings,
         Finding("steering: auto", complete, said),
-        Finding("steering: iptables", None, choices["iptables"].mechanism or choices["iptables"].reason),
+        *(
+            Finding(f"steering: {wanted}", None, choices[wanted].mechanism or choices[wanted].reason)
+            for wanted in wants[1:]
+        ),
     ]
+
+
+def _hooks(node: str) -> list[Finding]:
+    """eBPF programs that the node has attached, with what holds them."""
+    try:
+        found = links(node)
+    except RedirectError as exc:
+        return [Finding("eBPF hooks", False, str(exc))]
+    if not found:
+        return []
+    inbound = [link for link in found if link.name.startswith("inbound_")]
+    hooks = [link for link in found if link not in inbound]
+    lost = [link.name for link in hooks if not link.target]
+    names = ", ".join(f"{link.name.partition('_')[2]} (program {link.program})" for link in hooks)
+    said = f"pinned in {folder(node)}: {names}; inbound in {counted(len(inbound), 'namespace')}"
+    return [Finding("eBPF hooks", not lost, f"detached: {', '.join(lost)}; {said}" if lost else said)]
 
 
 def _folder(name: str, path: str) -> Finding:
@@ -170,6 +192,7 @@ def _told(status: dict[str, Any]) -> list[Finding]:
             for item in status["workloads"]
         ),
         Finding("steering", status["steering"]["mechanism"] != "none" or None, _choice(status["steering"])),
+        *(_hooks(status["node"]) if os.geteuid() == 0 else ()),
         *_ways_out(status),
     ]
 

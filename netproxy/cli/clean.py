@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from redirect import RedirectError, observe, remove
+from redirect.bpf import clean as clean_hooks
 from redirect.netns import open_netns
 
 from ..journal import Journal
@@ -27,7 +28,7 @@ def clean(
     every: Annotated[bool, typer.Option("--all", help="All nodes that have a run folder here.")] = False,
     run_root: Annotated[str, typer.Option(metavar="DIR", help="As given to `netproxy run`.")] = RUN_ROOT,
 ) -> None:
-    """Remove the rules, routes and files of an agent that does not run any more.
+    """Remove the rules, eBPF hooks, routes and files of an agent that does not run any more.
 
     Works from the node's journal and looks into every named network namespace. Refuses while the agent runs
     (stop it instead). Exit code 1 when something is left. Example: netproxy clean --all
@@ -62,6 +63,7 @@ def _clean(node: str, folder: str) -> bool:
                 places.setdefault(os.path.join(_NETNS_DIR, name), "")
         for path, workload in places.items():
             ok &= _clean_namespace(node, path, workload)
+        ok &= _clean_hooks(node)
         if ok and lock >= 0:
             _empty(folder)
     finally:
@@ -79,6 +81,17 @@ def _empty(folder: str) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+
+
+def _clean_hooks(node: str) -> bool:
+    try:
+        if removed := clean_hooks(node):
+            links = sum(not name.startswith("map_") for name in removed)
+            typer.echo(f"eBPF: removed {counted(links, 'program')} and {counted(len(removed) - links, 'map')}")
+    except RedirectError as exc:
+        typer.echo(f"netproxy: eBPF: {exc}", err=True)
+        return False
+    return True
 
 
 def _clean_namespace(node: str, path: str, workload: str) -> bool:

@@ -240,7 +240,7 @@ Items = Annotated[tuple[T, ...], Field(strict=False)]
 Protocol = Literal["TCP", "UDP", "SCTP"]
 MtlsMode = Literal["DISABLE", "PERMISSIVE", "STRICT"]
 FailurePolicy = Literal["open", "closed"]
-SteeringPreference = Literal["auto", "nftables", "iptables"]
+SteeringPreference = Literal["auto", "ebpf", "nftables", "iptables"]
 
 
 def problems(*found: tuple[FieldPath, str]) -> PydanticCustomError:

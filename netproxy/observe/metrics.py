@@ -55,6 +55,8 @@ class Condition:
     """Workload -> how often its rules or routes had to be put back, the seconds until then in all and the last time."""
     unsteered: dict[str, int] = field(default_factory=dict)
     """Workload -> established connections that bypass the proxy."""
+    steered: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Workload -> what became of its connections in the kernel, where eBPF counts them."""
 
 
 class _Collector:
@@ -206,6 +208,16 @@ def _condition(now: Condition) -> Iterator[Metric]:
     for workload, count in now.unsteered.items():
         bypassing.add_metric((workload,), count)
     yield bypassing
+    steered = CounterMetricFamily(
+        "netproxy_steering_connections",
+        "Connections that eBPF decided about, by what it did and why.",
+        labels=("workload", "result"),
+    )
+    for workload, results in now.steered.items():
+        for result, count in results.items():
+            if count:
+                steered.add_metric((workload, result), count)
+    yield steered
     certificates = GaugeMetricFamily(
         "netproxy_certificate_not_after_seconds", "End of validity of a local SVID.", labels=("identity",)
     )

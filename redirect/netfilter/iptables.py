@@ -53,6 +53,8 @@ from redirect.wanted import FailurePolicy, Family, Listing, Wanted
 
 DROPS_AT_ONCE = False
 """Each IP family is a transaction of its own."""
+NEEDS_ADDRESSES = False
+TRANSLATES = True
 FAMILIES: tuple[Family, ...] = (4, 6)
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 

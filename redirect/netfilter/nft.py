@@ -41,6 +41,8 @@ from redirect.wanted import FailurePolicy, Listing, Wanted
 
 DROPS_AT_ONCE = True
 """Several tables go in one transaction."""
+NEEDS_ADDRESSES = False
+TRANSLATES = True
 _NAME = re.compile(r"netproxy-([a-z0-9-]{1,40})-g([1-9][0-9]{0,9})")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _SYN_OF = ["fin", "syn", "rst", "ack"]

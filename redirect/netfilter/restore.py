@@ -49,7 +49,7 @@ class Variant:
             Table(name, iptables.generation_of(name), None, listing, self.mechanism) for name, listing in found.items()
         ]
 
-    def create(self, name: str, wanted: Wanted) -> int | None:
+    def create(self, name: str, wanted: Wanted, _listeners: object = ()) -> int | None:
         """All of it or nothing."""
         if wanted.failure_policy == "open":
             raise RedirectError("iptables has no rules that go with their owner")

@@ -186,7 +186,7 @@ def _queries(wanted: Wanted) -> Iterable[Rule]:
 def _outbound(wanted: Wanted) -> Iterable[Rule]:
     families, scope = wanted.families, wanted.scope
     yield from _other_family(families)
-    if not wanted.enabled:
+    if not (wanted.enabled and wanted.outbound):
         # NAT needs its hook and conntrack's. The chain is the first; the second exists only while some rule asks for
         # it, as redirect does. This one does too, and decides nothing.
         yield Rule((Established(),), Pass())

@@ -57,7 +57,7 @@ def tables(node: str) -> list[Table]:
     return found
 
 
-def create(name: str, wanted: Wanted) -> int | None:
+def create(name: str, wanted: Wanted, _listeners: object = ()) -> int | None:
     """Returns the fd on which the life of an owned one hangs."""
     text = nft.create(name, wanted)
     if nft.is_owned(wanted.failure_policy):

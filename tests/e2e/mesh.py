@@ -18,6 +18,7 @@ import yaml
 
 from examples.agent import Agent
 from examples.stage import Node, Pod, Stage, wait_for
+from redirect.bpf import clean
 from redirect.netns import inside, open_netns
 
 NAMESPACE = "shop"
@@ -55,6 +56,8 @@ class Mesh:
 
     def close(self) -> None:
         self.stage.close()
+        for agent in self.agents:  # of one that was killed
+            clean(agent.name)
 
     def __enter__(self) -> Mesh:
         return self

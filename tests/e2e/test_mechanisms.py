@@ -16,13 +16,14 @@ import pytest
 
 from examples.agent import Agent
 from examples.stage import Pod, wait_for
-from tests.e2e.load import VIP, Scene
+from redirect.bpf import links
+from tests.e2e.load import VIP, Scene, listeners
 from tests.e2e.mesh import NAMESPACE, Mesh, dial, get
 
 MeshOf = Callable[..., Mesh]
 ECHO = "240.240.0.20"
 CLIENT, SERVER = f"{NAMESPACE}/client-1", f"{NAMESPACE}/web-1"
-by_each = pytest.mark.parametrize("steering", ["nftables", "iptables"])
+by_each = pytest.mark.parametrize("steering", ["nftables", "iptables", "ebpf"])
 
 
 def workload(agent: Agent, key: str = CLIENT) -> dict[str, Any]:
@@ -36,6 +37,11 @@ def rules(pod: Pod) -> str:
 
 def is_ours(text: str) -> bool:
     return "netproxy-" in text or "np-" in text
+
+
+def is_left(scene: Scene) -> bool:
+    """Of the client's node: rules in its namespace, or hooks."""
+    return is_ours(rules(scene.client)) or bool(links(scene.agent.name))
 
 
 def checks(agent: Agent) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def test_traffic_goes_through_the_mesh(mesh_of: MeshOf, steering: str) -> None:
     assert found["steering"].startswith(steering)
     assert (found["failure_policy"], found["policy_in_force"]) == (
         "open",
-        "open" if steering == "nftables" else "closed",
+        "closed" if steering == "iptables" else "open",
     )
     assert scene.agent.status()["steering"]["wanted"] == steering
     assert scene.agent.metric("netproxy_workload_steering", mechanism=found["steering"], workload=CLIENT) == 1
@@ -70,6 +76,11 @@ def test_traffic_goes_through_the_mesh(mesh_of: MeshOf, steering: str) -> None:
         sock.sendall(b"opaque")
         assert sock.recv(100) == b"opaque"
     assert scene.agent.metric("netproxy_tcp_connections_opened_total") >= 1
+    if steering == "ebpf":
+        for result in ("steered", "inbound_steered", "bypass_proxy"):
+            counted = [agent.metric("netproxy_steering_connections_total", result=result) for agent in mesh.agents]
+            assert any(counted), result
+        assert "connect4" in checks(scene.agent)["eBPF hooks"]["detail"]
     answer = scene.client.run("dig", "+short", "+tries=1", "@198.51.100.53", f"web.{NAMESPACE}").stdout
     assert answer.split() == [VIP]
     assert checks(scene.agent)[f"way out of {CLIENT}"]["ok"]
@@ -101,7 +112,7 @@ def test_stop_and_start(mesh_of: MeshOf, steering: str) -> None:
         load.wait_ok(10, via=("mesh",))
         assert scene.agent.stop() == 0
         load.wait_ok(10, via=("direct",))
-        assert not is_ours(rules(scene.client))
+        assert not is_left(scene)
         scene.agent.start()
         load.wait_ok(10, via=("mesh",))
         assert load.failed() == []
@@ -113,8 +124,12 @@ def test_killed(mesh_of: MeshOf, steering: str) -> None:
     scene.mesh.start()
     assert get(scene.client, VIP, "/x").json()["meshed"]
     scene.agent.kill_all()
-    if steering == "nftables":
-        wait_for(lambda: not is_ours(rules(scene.client)), "the rules to go")
+    if steering != "iptables":
+        if steering == "nftables":
+            wait_for(lambda: not is_ours(rules(scene.client)), "the rules to go")
+        else:
+            assert links(scene.agent.name)
+            wait_for(lambda: not listeners(scene.client), "the listeners to go")
         assert goes_direct(scene)
     else:
         assert is_ours(rules(scene.client))
@@ -127,7 +142,7 @@ def test_killed(mesh_of: MeshOf, steering: str) -> None:
     scene.agent.kill_all()
     done = subprocess.run(scene.agent.command("clean"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert not is_ours(rules(scene.client))
+    assert not is_left(scene)
     assert goes_direct(scene)
 
 
@@ -136,7 +151,7 @@ def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
     scene = Scene(mesh, server={"failurePolicy": "closed"})
     mesh.start()
     with scene.to_service() as load:
-        for steering in ("iptables", "nftables", "iptables", "auto"):
+        for steering in ("iptables", "ebpf", "nftables", "ebpf", "iptables", "auto"):
             mesh.put(mesh.mesh_config(steering=steering))
             expected = "nftables" if steering == "auto" else steering
             wait_for(
@@ -147,8 +162,11 @@ def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
                 f"{steering} to be in force",
             )
             load.wait_ok(10, via=("mesh",))
-            assert ("np-" in rules(scene.client)) is (expected == "iptables")
-            assert ("netproxy-" in rules(scene.client)) is (expected == "nftables")
+            # For kept connections that were redirected, hooks of netfilter stay.
+            if expected != "ebpf":
+                assert ("np-" in rules(scene.client)) is (expected == "iptables")
+                assert ("netproxy-" in rules(scene.client)) is (expected == "nftables")
+            assert "redirect" not in rules(scene.client).lower() or expected != "ebpf"
         assert load.failed() == []
     assert scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 0
 

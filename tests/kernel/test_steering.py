@@ -1,7 +1,7 @@
 """Steering on the real kernel: a pod and a peer in namespaces of their own, joined by a veth pair.
 
 The peer owns a far-away address too, so that what is not redirected arrives somewhere visible. Every case runs with
-every mechanism and IP family; where iptables can't do what nftables can, the case says what happens instead.
+every mechanism and IP family; where one can't do what the others can, the case says what happens instead.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ from redirect import (
 )
 from redirect.apply import execute
 from redirect.backend import BACKENDS
+from redirect.bpf import Listener, clean, netns_cookie
+from redirect.bpf.bpffs import BPFFS, cgroup_root, nodes
+from redirect.bpf.pins import place_of
+from redirect.ebpf import ENTRIES
 from redirect.netns import identity, inside, open_netns
 from redirect.plan import DIALECTS, AddRoute, CreateTable, Dropped, Plan, plan
 from redirect.probe import probe
@@ -154,13 +158,34 @@ class World:
     peer: Namespace
     stack: ExitStack
     held: list[int] = field(default_factory=list)
+    inbounds: list[tuple[int, socket.socket]] = field(default_factory=list)
+    """With their family."""
 
     def steering(self, policy: FailurePolicy = "open", **more: object) -> Steering:
         return replace(Steering(NODE, self.families, policy, mechanism=self.mechanism), **more)  # type: ignore[arg-type]
 
     @property
     def iptables(self) -> bool:
-        return self.mechanism != "nftables"
+        return self.mechanism.startswith("iptables")
+
+    @property
+    def ebpf(self) -> bool:
+        return self.mechanism == "ebpf"
+
+    def has(self, generation: int, node: str = NODE) -> bool:
+        """By the tools of those who steer, not by ours."""
+        if not self.ebpf:
+            return self.name(generation, node) in self.pod.rules()
+        shown = json.loads(sh("bpftool", "-j", "map", "dump", "pinned", str(place_of(node, BPFFS) / "map_pods")))
+        keys = [int.from_bytes(bytes(int(octet, 16) for octet in entry["key"]), sys.byteorder) for entry in shown]
+        return netns_cookie(self.pod.fd) in keys
+
+    def state(self) -> tuple[str, list[Table]]:
+        return self.pod.state(), [*observe(self.pod.fd, NODE, ("ebpf",)).tables] if self.ebpf else []
+
+    def source(self, family: int) -> str:
+        """Of a connection that was steered: with eBPF it was made to loopback, from there."""
+        return LOOPBACK[family] if self.ebpf else POD[family]
 
     def name(self, generation: int, node: str = NODE) -> str:
         return DIALECTS[self.mechanism].table_name(node, generation)
@@ -173,10 +198,15 @@ class World:
                 sock.connect((address, port))
 
     def steer(self, desired: Steering) -> Applied:
-        applied = steer(self.pod.fd, desired)
+        applied = steer(self.pod.fd, desired, listeners=self.listeners())
         if applied.owner_fd is not None:
             self.held.append(applied.owner_fd)
         return applied
+
+    def listeners(self) -> list[Listener]:
+        """What eBPF has to be given; others find it by its port."""
+        found = [(family, sock) for family, sock in self.inbounds if sock.fileno() >= 0]
+        return [Listener(4 if family == 4 else 6, 0, sock.fileno()) for family, sock in found]
 
     def close_owners(self, *, but_newest: bool = False) -> None:
         while len(self.held) > int(but_newest):
@@ -190,7 +220,11 @@ class World:
         return self.keep(self.pod.listener(family, LOOPBACK[family], 15001))
 
     def inbound(self, family: int) -> socket.socket:
-        return self.keep(self.pod.listener(family, LOOPBACK[family], 15006, transparent=True))
+        sock = self.keep(self.pod.listener(family, LOOPBACK[family], 15006, transparent=True))
+        self.inbounds.append((family, sock))
+        with inside(self.pod.fd):
+            ENTRIES.serve(NODE, self.listeners())
+        return sock
 
     def app(self, family: int, port: int = 8080) -> socket.socket:
         return self.keep(self.pod.listener(family, POD[family], port))
@@ -234,7 +268,15 @@ def make_world(stack: ExitStack, wanted: frozenset[int], mechanism: Mechanism = 
         wait_for(lambda ns=namespace: "LOWER_UP" in ns.run("ip", "link", "show", "eth0"), "carrier")  # type: ignore[misc]
     world = World(wanted, mechanism, pod, peer, stack)
     stack.callback(world.close_owners)
+    stack.callback(withdraw, pod.fd)
     return world
+
+
+def withdraw(netns_fd: int) -> None:
+    """What eBPF has of ours is in no namespace, so it does not go with one."""
+    with inside(netns_fd):
+        for node in nodes():
+            ENTRIES.withdraw(node)
 
 
 def _kernel_has_legacy_iptables() -> bool:
@@ -251,10 +293,12 @@ TRIED = [found for found in MECHANISMS if found != "iptables-legacy" or _kernel_
 
 by_policy = pytest.mark.parametrize(
     ("mechanism", "policy"),
-    [("nftables", "open"), *((found, "closed") for found in TRIED)],
+    [("nftables", "open"), ("ebpf", "open"), *((found, "closed") for found in TRIED)],
     indirect=["mechanism"],
 )
 """Rules of iptables are the same for both policies."""
+by_rules = pytest.mark.parametrize("mechanism", [found for found in TRIED if found != "ebpf"], indirect=True)
+"""What is about rules that have a name, and those of others."""
 
 
 @pytest.fixture(params=TRIED)
@@ -320,7 +364,8 @@ def test_outbound_connects_reach_the_listener_with_their_destination(world: Worl
             client = world.connect(world.pod, family, destination)
             server = world.accept(listener)
             assert original_dst(server, family) == (destination, 8080)
-            assert client.getsockname()[0] == POD[family]
+            assert client.getsockname()[0] == world.source(family)
+            assert client.getpeername()[:2] == (destination, 8080)
             assert server.getpeername()[:2] == client.getsockname()[:2]
             exchange(client, server)
         assert not pending(far)
@@ -523,11 +568,10 @@ def test_closed_refuses_queries_when_nobody_listens(world: World) -> None:
     world.steer(world.steering("closed", ports=NAMES))
     for family in sorted(world.families):
         far = Nameserver(world, world.peer, family, FAR[family], 53, b"")
-        with closing(world.pod.datagram(family)) as sock:
-            sock.connect((FAR[family], 53))
+        with closing(world.pod.datagram(family)) as sock, pytest.raises(ConnectionRefusedError):
+            sock.connect((FAR[family], 53))  # where eBPF refuses
             sock.send(b"who?")
-            with pytest.raises(ConnectionRefusedError):
-                sock.recv(512)
+            sock.recv(512)
         with pytest.raises(ConnectionRefusedError):
             world.connect(world.pod, family, FAR[family], 53)
         assert not far.asked()
@@ -784,6 +828,11 @@ def test_open_rules_go_with_their_owner(world: World) -> None:
         assert world.steering().policy_in_force == "closed"
         assert [table.owner for table in observe(world.pod.fd, NODE).tables] == [None]
         assert remove(world.pod.fd, NODE).left == ()
+    elif world.ebpf:
+        # The kernel asks for the listener with each connection: nothing has to go.
+        assert applied.owner_fd is None
+        assert world.steering().policy_in_force == "open"
+        assert [table.owner for table in observe(world.pod.fd, NODE).tables] == [None]
     else:
         assert applied.owner_fd is not None
         assert "flags owner" in world.pod.nft()
@@ -799,6 +848,7 @@ def test_open_rules_go_with_their_owner(world: World) -> None:
 
 
 def test_open_rules_go_when_the_holder_is_killed(world: World) -> None:
+    """Those of eBPF stay, and let pass what nobody takes."""
     program = (
         "import sys\nfrom redirect import Steering, steer\nfrom redirect.netns import open_netns\n"
         "fd = open_netns(sys.argv[1])\n"
@@ -813,15 +863,20 @@ def test_open_rules_go_when_the_holder_is_killed(world: World) -> None:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"1\n"
-            assert world.name(1, "killed") in world.pod.rules()
-            if not world.iptables:
+            assert world.has(1, "killed")
+            if world.mechanism == "nftables":
                 assert remove(world.pod.fd, "killed").left == ("netproxy-killed-g1",)
         finally:
             holder.send_signal(signal.SIGKILL)
-    if world.iptables:  # they stay until somebody cleans up
-        assert world.name(1, "killed") in world.pod.rules()
+    if world.ebpf:
+        for family in sorted(world.families):
+            far, app = world.far(family), world.app(family)
+            exchange(world.connect(world.pod, family, FAR[family]), world.accept(far))
+            exchange(world.connect(world.peer, family, POD[family]), world.accept(app))
+    if world.mechanism != "nftables":  # they stay until somebody cleans up
+        assert world.has(1, "killed")
         assert remove(world.pod.fd, "killed").left == ()
-    wait_for(lambda: world.name(1, "killed") not in world.pod.rules(), "the table to go")
+    wait_for(lambda: not world.has(1, "killed"), "the table to go")
 
 
 def test_open_inbound_reaches_the_app_when_nobody_listens(world: World) -> None:
@@ -837,7 +892,7 @@ def test_open_inbound_reaches_the_app_when_nobody_listens(world: World) -> None:
 
 def test_closed_rules_stay_and_refuse(world: World) -> None:
     assert world.steer(world.steering("closed")).owner_fd is None
-    assert world.name(1) in world.pod.rules()
+    assert world.has(1)
     for family in sorted(world.families):
         far, app = world.far(family), world.app(family)
         for destination in (FAR[family], VIP[family]):
@@ -894,7 +949,10 @@ def connecting(world: World) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize(
     ("mechanism", "changes"),
-    [("nftables", ["open"]), ("nftables", ["open", "closed"]), *((found, ["closed"]) for found in TRIED)],
+    [
+        *((found, changes) for found in ("nftables", "ebpf") for changes in (["open"], ["open", "closed"])),
+        *((found, ["closed"]) for found in TRIED),
+    ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
     indirect=["mechanism"],
 )
@@ -916,23 +974,24 @@ def test_changing_the_mechanism_leaves_no_gap(policy: FailurePolicy) -> None:
         world = make_world(stack, frozenset({4, 6}))
         world.steer(world.steering(policy))
         with connecting(world) as wait_for_some:
-            for generation, mechanism in enumerate([*TRIED[1:], *TRIED[:2]], 2):
+            for mechanism in [*TRIED[1:], *TRIED]:
                 wait_for_some()
                 applied = world.steer(world.steering(policy, mechanism=mechanism))
-                assert (applied.generation, applied.undropped) == (generation, "")
                 world.close_owners(but_newest=applied.owner_fd is not None)
-                (table,) = observe(world.pod.fd, NODE).tables
-                assert table.mechanism == mechanism
+                *kept, table = observe(world.pod.fd, NODE).tables
+                assert (table.mechanism, table.generation) == (mechanism, applied.generation)
+                assert bool(kept) is bool(applied.undropped)
+                assert mechanism == "ebpf" or not kept
 
 
 @by_policy
 def test_steering_twice_changes_nothing(world: World, policy: FailurePolicy) -> None:
     first = world.steer(world.steering(policy))
     assert first.changed
-    before = world.pod.state()
+    before = world.state()
     again = world.steer(world.steering(policy))
     assert again == Applied(owner_fd=None, generation=first.generation, changed=False)
-    assert world.pod.state() == before
+    assert world.state() == before
 
 
 def test_older_owned_tables_are_named_until_they_go(owning: World) -> None:
@@ -949,13 +1008,21 @@ def test_older_owned_tables_are_named_until_they_go(owning: World) -> None:
 BAD_SCOPE = Scope()
 object.__setattr__(BAD_SCOPE, "in_exclude_ports", (1 << 17,))
 """What is outbound can be loaded; what is inbound can't, since no port has that many bits."""
+TOO_MANY_WORKERS = 1000
+"""For eBPF, which has room for any number in a list."""
 
 
 @pytest.mark.parametrize(
     ("mechanism", "policy", "running"),
     [
         *(("nftables", policy, running) for policy in POLICIES for running in (None, *POLICIES)),
-        *((found, "closed", running) for found in TRIED[1:] for running in (None, "closed")),
+        *(("ebpf", policy, running) for policy in POLICIES for running in (None, *POLICIES)),
+        *(
+            (found, "closed", running)
+            for found in ("iptables-nft", "iptables-legacy")
+            for running in (None, "closed")
+            if found in TRIED
+        ),
     ],
     indirect=["mechanism"],
 )
@@ -966,9 +1033,9 @@ def test_a_failure_midway_leaves_the_kernel_as_it_was(
     remove(dual.pod.fd, NODE)
     if running:
         dual.steer(dual.steering(running, vip_cidrs=()))
-    before, files = dual.pod.state(), os.listdir("/proc/self/fd")
+    before, files = dual.state(), os.listdir("/proc/self/fd")
     good = CreateTable(dual.name(9), dual.steering(policy).wanted(), dual.mechanism)
-    bad = replace(good, wanted=replace(good.wanted, scope=BAD_SCOPE))
+    bad = replace(good, wanted=replace(good.wanted, scope=BAD_SCOPE, workers=TOO_MANY_WORKERS))
     routes = (AddRoute("240.240.0.0/16"), AddRoute("fd00:240::/32"))
     cases = {
         "create table": Plan((*routes, bad), (), 9, ()),
@@ -981,10 +1048,11 @@ def test_a_failure_midway_leaves_the_kernel_as_it_was(
         assert caught.value.step.startswith(step)
         assert str(identity(dual.pod.fd)) in str(caught.value)
         assert "not undone" not in str(caught.value)
-        assert dual.pod.state() == before
+        assert dual.state() == before
         assert os.listdir("/proc/self/fd") == files
 
 
+@by_rules
 def test_a_table_of_that_name_is_never_written_into(dual: World) -> None:
     if dual.iptables:
         for command in ("iptables", "ip6tables"):
@@ -1012,12 +1080,14 @@ def test_remove_leaves_nothing(world: World, policy: FailurePolicy) -> None:
         world.steer(world.steering(policy))
         remove(world.pod.fd, NODE)
         assert "-A" not in world.pod.rules() and "np-" not in world.pod.rules()
-    before = world.pod.state()
+    before = world.state()
     world.steer(world.steering(policy))
-    assert world.pod.state() != before
+    assert world.state() != before
+    assert world.has(1)
     world.close_owners()
     assert remove(world.pod.fd, NODE).left == ()
-    assert world.pod.state() == before
+    assert world.state() == before
+    assert not world.has(1)
     assert remove(world.pod.fd, NODE).left == ()
 
 
@@ -1124,15 +1194,45 @@ MEDDLING: dict[str, tuple[Callable[[World], str] | None, Callable[[World], str]]
 }
 
 
+def _hook(name: str) -> Path:
+    return place_of(NODE, BPFFS) / name
+
+
+def _entry(world: World) -> list[str]:
+    """Its key, as bpftool wants it."""
+    octets = netns_cookie(world.pod.fd).to_bytes(8, sys.byteorder)
+    return ["pinned", str(_hook("map_pods")), "key", "hex", *(f"{octet:02x}" for octet in octets)]
+
+
+MEDDLING_WITH_HOOKS: dict[str, Callable[[World], object]] = {
+    "the entry deleted": lambda w: sh("bpftool", "map", "delete", *_entry(w)),
+    "a hook removed": lambda w: _hook("link_connect4").unlink(),
+    "a hook detached": lambda w: sh("bpftool", "link", "detach", "pinned", str(_hook("link_sock_ops"))),
+    "the inbound hook removed": lambda w: _hook(f"inbound_{netns_cookie(w.pod.fd)}").unlink(),
+    "a map removed": lambda w: _hook("map_networks").unlink(),
+    "all removed": lambda w: clean(NODE),
+    **{what: how for what in ("the VIP route deleted", "lo set down") if (how := MEDDLING[what][0]) is not None},
+}
+
+
 @pytest.mark.parametrize("world", [{6}, {4, 6}], ids=["v6", "dual"], indirect=True)
 @pytest.mark.parametrize(
     ("mechanism", "meddling"),
-    [(found, what) for found in TRIED for what, how in MEDDLING.items() if how[found != "nftables"] is not None],
+    [
+        *(
+            (found, what)
+            for found in TRIED
+            if found != "ebpf"
+            for what, how in MEDDLING.items()
+            if how[found != "nftables"] is not None
+        ),
+        *(("ebpf", what) for what in MEDDLING_WITH_HOOKS),
+    ],
     indirect=["mechanism"],
 )
 def test_drift_is_seen_and_repaired(world: World, meddling: str) -> None:
     """Of iptables, rules of the first family that there is."""
-    meddle = MEDDLING[meddling][world.iptables]
+    meddle = MEDDLING_WITH_HOOKS[meddling] if world.ebpf else MEDDLING[meddling][world.iptables]
     assert meddle is not None  # the other kind of mechanism may have no such thing
     desired = world.steering("closed")
     world.steer(desired)
@@ -1155,6 +1255,7 @@ ODD = "caf\udce9"
 """Not UTF-8: what is put into a rule as a comment is any octets."""
 
 
+@by_rules
 def test_comments_of_others_are_any_octets(dual: World) -> None:
     desired = dual.steering("closed")
     for variant in ("nft", "legacy"):
@@ -1257,6 +1358,7 @@ def test_an_empty_namespace_has_no_family_and_lo_is_brought_up(mechanism: Mechan
         assert not observe(namespace.fd, NODE).lo_up
         assert steer(namespace.fd, Steering(NODE, frozenset({4}), "closed", mechanism=mechanism)).changed
         assert "LOOPBACK,UP" in namespace.run("ip", "link", "show", "lo")
+        withdraw(namespace.fd)
 
 
 def test_many_threads_steer_many_namespaces_at_once(mechanism: Mechanism) -> None:
@@ -1280,6 +1382,7 @@ def test_many_threads_steer_many_namespaces_at_once(mechanism: Mechanism) -> Non
                 assert namespace.nft() == ""
             else:
                 assert len(observe(namespace.fd, NODE).tables) == 1
+            withdraw(namespace.fd)
 
 
 class OwnNamespace:
@@ -1318,7 +1421,18 @@ def test_only_network_namespaces_are_opened(tmp_path: Path) -> None:
 
 
 def test_this_machine_can_steer() -> None:
-    before = sh("nft", "list", "ruleset")
-    found = probe()
-    assert (found.families, found.reason, found.ok) == (frozenset({4, 6}), "", True)
-    assert sh("nft", "list", "ruleset") == before
+    before = sh("nft", "list", "ruleset"), nodes(), sorted(cgroup_root().iterdir())
+    for mechanism in ("nftables", "ebpf"):
+        found = probe(mechanism)
+        assert (found.families, found.reason, found.ok) == (frozenset({4, 6}), "", True)
+    assert (sh("nft", "list", "ruleset"), nodes(), sorted(cgroup_root().iterdir())) == before
+
+
+def test_where_bpf_is_refused_the_reason_is_told() -> None:
+    program = "from redirect.probe import choose, probe\nprint(probe('ebpf'))\nprint(choose('auto').mechanism)"
+    # In a user namespace root is nobody to bpf(2); rules of its own network namespace it may have.
+    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True).stdout
+    told, chosen = said.splitlines()
+    assert "families=frozenset()" in told and "not permitted" in told
+    assert chosen == "nftables"

@@ -14,7 +14,9 @@ from redirect.unsteered import Connection, unsteered
 from redirect.watch import Watch
 from tests.kernel.test_steering import (
     FAR,
+    MEDDLING_WITH_HOOKS,
     NAMES,
+    NODE,
     PEER,
     POD,
     VIP,
@@ -36,7 +38,7 @@ __all__ = ["dual", "mechanism", "owning", "world"]
 @pytest.fixture
 def watch(dual: World) -> Iterator[Watch]:
     dual.steer(dual.steering("closed", ports=NAMES))
-    with closing(Watch(dual.pod.fd)) as watch:
+    with closing(Watch(dual.pod.fd, NODE)) as watch:
         yield watch
 
 
@@ -68,7 +70,7 @@ def test_nothing_is_heard_of_traffic_and_looks(dual: World, watch: Watch) -> Non
     ids=["IPv4 route", "IPv6 route", "lo", "IPv4 address", "IPv6 address"],
 )
 def test_links_addresses_and_routes_are_heard(owning: World, change: Callable[[World], object]) -> None:
-    with closing(Watch(owning.pod.fd)) as watch:
+    with closing(Watch(owning.pod.fd, NODE)) as watch:
         owning.steer(owning.steering("closed"))
         watch.drain()
         assert not hears(watch)
@@ -79,14 +81,16 @@ def test_links_addresses_and_routes_are_heard(owning: World, change: Callable[[W
 
 
 def test_rules_are_seen(dual: World, watch: Watch) -> None:
-    """By an event too, unless they are of legacy iptables."""
+    """By an event too, unless they are of legacy iptables or entries of eBPF."""
     before = watch.fingerprint(dual.mechanism)
     if dual.iptables:
         _iptables(dual, "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
+    elif dual.ebpf:
+        MEDDLING_WITH_HOOKS["the entry deleted"](dual)
     else:
         dual.pod.run("nft", "flush", "ruleset")
     assert watch.fingerprint(dual.mechanism) != before
-    if dual.mechanism != "iptables-legacy":
+    if dual.mechanism not in ("iptables-legacy", "ebpf"):
         wait_for(lambda: hears(watch), "the event")
 
 

@@ -24,6 +24,7 @@ CONDITION = Condition(
     config_age_s=1.5,
     repairs={"shop/web": (4, 0.75, 0.25)},
     unsteered={"shop/web": 3},
+    steered={"shop/web": {"steered": 7, "bypass_device": 0}},
 )
 WHO = Parties("source", "shop/client", "spiffe://c", "shop/web", "shop/web")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -81,6 +82,8 @@ def test_nothing_has_happened(bench: Bench) -> None:
     assert bench.one("netproxy_steering_gap_seconds_total") == 0.75
     assert bench.one("netproxy_steering_last_gap_seconds") == 0.25
     assert bench.one("netproxy_unsteered_connections") == 3
+    steered = bench.named("netproxy_steering_connections_total")
+    assert steered == {frozenset({("workload", "shop/web"), ("result", "steered")}): 7}
     assert not bench.named("netproxy_requests_total")
 
 

@@ -256,8 +256,9 @@ def test_what_no_scope_can_be(wrong: dict[str, Any]) -> None:
 
 @given(steerings)
 def test_rules_of_iptables_are_closed(desired: Steering) -> None:
-    assert desired.policy_in_force == (desired.failure_policy if desired.mechanism == "nftables" else "closed")
-    assert desired.owned is (desired.policy_in_force == "open")
+    iptables = desired.mechanism.startswith("iptables")
+    assert desired.policy_in_force == ("closed" if iptables else desired.failure_policy)
+    assert desired.owned is (desired.policy_in_force == "open" and desired.mechanism == "nftables")
 
 
 @given(steerings, kernels())
@@ -266,3 +267,52 @@ def test_another_mechanism_is_moved_to_with_new_rules_first(desired: Steering, k
     wanted = plan(replace(desired, mechanism="iptables-nft"), kernel)
     assert [type(step) for step in wanted.steps] == [CreateTable]
     assert len(wanted.drop) + len(wanted.lingering) == len(kernel.tables)
+
+
+TO_HOOKS = Steering(NODE, frozenset({4}), "closed", mechanism="ebpf")
+
+
+def test_hooks_that_connections_need_stay_until_they_end() -> None:
+    rules = replace(TO_HOOKS, mechanism="nftables")
+    kernel = replace(carry_out(EMPTY, plan(rules, EMPTY)), translated=True)
+    wanted = plan(TO_HOOKS, kernel)
+    inert = replace(rules, enabled=False)
+    assert [(step.wanted, step.mechanism) for step in wanted.steps if isinstance(step, CreateTable)] == [
+        (inert.wanted(), "nftables"),
+        (TO_HOOKS.wanted(), "ebpf"),
+    ]
+    assert (wanted.drop, wanted.kept) == ((("nftables", "netproxy-node-a-g1"),), ("netproxy-node-a-g2",))
+    kernel = carry_out(kernel, wanted)
+    again = plan(TO_HOOKS, kernel)
+    assert again.empty and again.kept == wanted.kept
+    # They ended: it goes, and nobody has meddled.
+    last = plan(TO_HOOKS, replace(kernel, translated=False))
+    assert (last.steps, last.drop, last.kept, last.settles) == ((), (("nftables", "netproxy-node-a-g2"),), (), True)
+    # Back to rules there is nothing to be kept.
+    back = carry_out(kernel, plan(rules, kernel))
+    assert [table.mechanism for table in back.tables] == ["nftables"]
+
+
+def test_own_addresses_are_followed_and_nobody_has_meddled() -> None:
+    kernel = carry_out(EMPTY, plan(TO_HOOKS, EMPTY))
+    moved = replace(kernel, addresses=("10.0.0.7",))
+    wanted = plan(TO_HOOKS, moved)
+    (step,) = wanted.steps
+    assert isinstance(step, CreateTable) and step.wanted.own_addresses == ("10.0.0.7",)
+    assert wanted.settles
+    assert plan(TO_HOOKS, carry_out(moved, wanted)).empty
+    assert not plan(replace(TO_HOOKS, ports=Ports(outbound=1)), moved).settles
+    # Rules of netfilter ask the routing table.
+    rules = replace(TO_HOOKS, mechanism="nftables")
+    assert plan(rules, replace(carry_out(EMPTY, plan(rules, EMPTY)), addresses=("10.0.0.7",))).empty
+
+
+@given(steerings)
+def test_what_a_workload_opens_can_be_let_go_alone(desired: Steering) -> None:
+    """At a stop, before what comes to it."""
+    letting = replace(desired, outbound=False)
+    off = replace(desired, enabled=False)
+    if desired.mechanism != "ebpf":
+        outbound = [line for line in letting.listing() if "output" in line or " nat " in line]
+        assert outbound == [line for line in off.listing() if "output" in line or " nat " in line]
+    assert (letting.listing() != off.listing()) is (desired.enabled or desired.mechanism == "ebpf")

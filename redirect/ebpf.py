@@ -1,0 +1,312 @@
+"""Steering by eBPF as one of the mechanisms: a namespace's entry in the maps of the node's hooks (`redirect.bpf`).
+
+    create      hooks loaded if they are not, listeners, then the entry: one write, all of it or nothing
+    delete      of the generation in force: the one before it comes back if it was replaced just now, else the entry
+                steers nothing any more. It stays until `withdraw`, since the proxy may not have asked yet where to
+                connections that were steered a moment ago were going
+    withdraw    nothing of the namespace is left
+    release     nothing of the node is left, unless somebody is still enrolled
+
+The process that creates is the only one that does so for a node, and remembers what it wanted: what the kernel has is
+compared with that. What another process left there steers, and is nothing that anybody could want.
+
+Calls may come from many threads; the lock is held for microseconds, but for the load of the hooks, which takes a
+second. Namespaces are the calling thread's current one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from redirect.bpf import Count, Hooks, Key, Listener, Proxy, Workload, bpffs, clean, layout, syscall
+from redirect.bpf.pins import is_attached, place_of
+from redirect.bpf.programs import HOOKS
+from redirect.entries import listing
+from redirect.errors import RedirectError
+from redirect.netfilter.nft import parse_table_name, table_name
+from redirect.wanted import Table, Wanted
+
+_SO_NETNS_COOKIE = 71
+_STEERS = layout.Flag.OUTBOUND | layout.Flag.INBOUND
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """What this process has put there."""
+
+    name: str
+    generation: int
+    wanted: Wanted
+    before: _Placed | None = None
+    """What it took the place of, until that is dropped."""
+
+
+class Entries:
+    """The `Backend`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hooks: dict[str, Hooks] = {}
+        self._placed: dict[tuple[str, int], _Placed] = {}
+
+    def tables(self, node: str) -> list[Table]:
+        if not bpffs.folder(node).is_dir():
+            return []
+        number = _cookie()
+        with self._lock:
+            placed = self._placed.get((node, number))
+            if placed is None:
+                row = _row(node, number)
+                if row is None or not row.flags & _STEERS:
+                    return []
+                return [Table(table_name(node, 1), 1, None, ("of another process",), "ebpf")]
+            changed = self._difference(node, Key("pod", number), placed)
+        found = (f"changed: {changed}",) if changed else listing(placed.wanted)
+        return [Table(placed.name, placed.generation, None, found, "ebpf")]
+
+    def create(self, name: str, wanted: Wanted, listeners: Iterable[Listener] = ()) -> int | None:
+        node, generation = _parse(name)
+        number = _cookie()
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with self._lock:
+                hooks = self._opened(node)
+                hooks.configure(Proxy(mark=wanted.mark, mask=wanted.mask))
+                hooks.enrol_pod(here, _workload(wanted), listeners)
+                before = self._placed.get((node, number))
+                self._placed[node, number] = _Placed(name, generation, wanted, before)
+                if self._may_retire(node):
+                    hooks.retire()
+        finally:
+            os.close(here)
+        return None
+
+    def serve(self, node: str, listeners: Iterable[Listener]) -> None:
+        """More listeners, or others, for what is there."""
+        key = Key("pod", _cookie())
+        with self._lock:
+            hooks = self._hooks.get(node)
+            if hooks is not None and _row(node, key.number) is not None:
+                for listener in listeners:
+                    hooks.listen(key, listener)
+
+    def delete(self, names: tuple[str, ...]) -> None:
+        number = _cookie()
+        for name in names:
+            node, _ = _parse(name)
+            with self._lock:
+                self._delete(node, number, name)
+
+    def _delete(self, node: str, number: int, name: str) -> None:
+        placed = self._placed.get((node, number))
+        if placed is None:
+            _withdraw_raw(node, number)
+            return
+        if placed.name != name:
+            if placed.before is not None and placed.before.name == name:
+                self._placed[node, number] = _Placed(placed.name, placed.generation, placed.wanted)
+            return
+        hooks = self._opened(node)
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if placed.before is not None:
+                hooks.enrol_pod(here, _workload(placed.before.wanted))
+                self._placed[node, number] = placed.before
+            else:
+                hooks.enrol_pod(here, _workload(placed.wanted, steers=False))
+                del self._placed[node, number]
+        finally:
+            os.close(here)
+
+    def withdraw(self, node: str) -> None:
+        """All of this namespace goes, whoever put it there."""
+        if not bpffs.folder(node).is_dir():
+            return
+        number = _cookie()
+        with self._lock:
+            self._placed.pop((node, number), None)
+            hooks = self._hooks.get(node)
+            if hooks is not None:
+                hooks.withdraw(Key("pod", number))
+            else:
+                _withdraw_raw(node, number)
+
+    def release(self, node: str) -> bool:
+        """False: somebody is enrolled, so the hooks stay."""
+        with self._lock:
+            if any(_numbers(place) for place in bpffs.sets(node)):
+                return False
+            hooks = self._hooks.pop(node, None)
+            if hooks is not None:
+                hooks.close()
+            clean(node)
+            return True
+
+    def counters(self, node: str, number: int) -> dict[Count, int]:
+        """Of the namespace with that cookie, since it was enrolled; {} when it is not. Never waits."""
+        hooks = self._hooks.get(node)
+        return hooks.counters(Key("pod", number)) if hooks is not None else {}
+
+    def _opened(self, node: str) -> Hooks:
+        """Loaded and attached, also when somebody has taken a part of it away."""
+        hooks = self._hooks.get(node)
+        if hooks is not None and not _missing(node):
+            return hooks
+        if hooks is not None:
+            del self._hooks[node]
+            hooks.close()
+            # What was in the maps may be gone: each is to be placed again, and its listeners are.
+            self._placed = {key: placed for key, placed in self._placed.items() if key[0] != node}
+        hooks = self._hooks[node] = Hooks.open(node)
+        for key in hooks.enrolled():
+            if key.kind == "pod" and (node, key.number) not in self._placed:
+                path = _place(node) / f"inbound_{key.number}"
+                if path.exists() and not is_attached(path):  # its namespace went while nobody looked
+                    hooks.withdraw(key)
+        return hooks
+
+    def _may_retire(self, node: str) -> bool:
+        """All who are enrolled in the maps of an earlier layout, and still there, are enrolled in the present ones."""
+        earlier = [place for place in bpffs.sets(node) if place != _place(node)]
+        return bool(earlier) and all(
+            (node, number) in self._placed
+            for place in earlier
+            for number in _numbers(place)
+            if is_attached(place / f"inbound_{number}")
+        )
+
+    def _difference(self, node: str, key: Key, placed: _Placed) -> str:
+        """From what this process has put there; "": none."""
+        if missing := _missing(node):
+            return missing
+        hooks = self._hooks.get(node)
+        if hooks is None or not hooks.is_current(key, _workload(placed.wanted)):
+            return "the entry"
+        return ""
+
+
+ENTRIES = Entries()
+"""One for a process, as there is one kernel."""
+
+
+def release(node: str) -> bool:
+    """Take the node's hooks off and all that is pinned; False: somebody is enrolled, so they stay. RedirectError."""
+    return ENTRIES.release(node)
+
+
+def counters(node: str, number: int) -> dict[str, int]:
+    """Connections of the namespace with that cookie, by what became of them; {} when it is not steered by eBPF here.
+    Takes microseconds. RedirectError."""
+    return {what.name.lower(): count for what, count in ENTRIES.counters(node, number).items()}
+
+
+def fingerprint(node: str, number: int) -> bytes:
+    """As long as it is the same, so is the entry. Lists of networks and ports, and whether what is pinned is attached,
+    only a look tells."""
+    row = _row(node, number)
+    if row is None:
+        return b""
+    pins = [f"inbound_{number}", *(f"link_{hook.name}" for hook in HOOKS if not hook.per_namespace)]
+    return bytes(row) + bytes(os.path.exists(_place(node) / name) for name in pins)
+
+
+def cookie_of() -> int:
+    """The number by which hooks know the calling thread's current namespace."""
+    return _cookie()
+
+
+def _parse(name: str) -> tuple[str, int]:
+    found = parse_table_name(name)
+    if found is None:
+        raise RedirectError(f"{name!r} is no generation's name")
+    return found
+
+
+def _cookie() -> int:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError as exc:
+        raise RedirectError(str(exc), step="ask for the namespace's cookie") from exc
+
+
+def _workload(wanted: Wanted, *, steers: bool = True) -> Workload:
+    steers = steers and wanted.enabled
+    return Workload(
+        families=wanted.families,
+        ports=wanted.ports,
+        scope=wanted.scope,
+        vip_cidrs=wanted.vips,
+        own_addresses=wanted.own_addresses,
+        policy=wanted.failure_policy,
+        outbound=steers and wanted.outbound,
+        inbound=steers,
+        workers=wanted.workers,
+    )
+
+
+def _missing(node: str) -> str:
+    """Which part of the node's hooks is not there, or not attached; "": none."""
+    place = _place(node)
+    for made in layout.MAPS:
+        if not (place / f"map_{made.name}").exists():
+            return f"map_{made.name} is not pinned"
+    for hook in HOOKS:
+        if not hook.per_namespace and not is_attached(place / f"link_{hook.name}"):
+            return f"link_{hook.name} is not attached"
+    return ""
+
+
+def _place(node: str) -> Path:
+    return place_of(node, bpffs.BPFFS)
+
+
+def _pods(place: Path) -> int | None:
+    """An fd of the map, which is the caller's; None where there is none."""
+    return syscall.get(str(place / "map_pods"))
+
+
+def _row(node: str, number: int) -> layout.Workload | None:
+    fd = _pods(_place(node))
+    if fd is None:
+        return None
+    try:
+        value = syscall.lookup(fd, _number(number), ctypes.sizeof(layout.Workload))
+        return None if value is None else layout.Workload.from_buffer_copy(value)
+    finally:
+        os.close(fd)
+
+
+def _numbers(place: Path) -> list[int]:
+    """Cookies of all who are enrolled there."""
+    fd = _pods(place)
+    if fd is None:
+        return []
+    try:
+        return [int.from_bytes(key, sys.byteorder) for key in syscall.keys(fd, 8)]
+    finally:
+        os.close(fd)
+
+
+def _withdraw_raw(node: str, number: int) -> None:
+    """For a process that has not opened the hooks. Lists of the entry stay, for the next who opens them or `clean`."""
+    for place in bpffs.sets(node):
+        fd = _pods(place)
+        if fd is None:
+            continue
+        try:
+            syscall.delete(fd, _number(number))
+            bpffs.unpin(place / f"inbound_{number}")
+        finally:
+            os.close(fd)
+
+
+def _number(number: int) -> bytes:
+    return bytes(ctypes.c_uint64(number))
