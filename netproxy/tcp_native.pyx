@@ -194,8 +194,6 @@ cdef class _Poller:
                     stream.on_event(events[i].events)
                 except Exception as exc:
                     stream.broken(exc)
-                if self._dirty:
-                    self.flush()
         finally:
             self._in_turn = False
             self._ended.clear()
