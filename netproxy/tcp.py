@@ -43,7 +43,7 @@ def use(streams: str) -> None:
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class TcpStream(asyncio.Protocol):
+class TcpStream(asyncio.Protocol, Stream):
     """Made by `accepted` and `connected`. The loop's transport callbacks are not for the owner."""
 
     __slots__ = ("_aborted", "_closing", "_delivery", "_eof", "_high_water", "_resuming", "_transport", "_wrote_eof")

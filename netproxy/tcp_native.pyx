@@ -27,6 +27,7 @@ import os
 import weakref
 
 from netproxy.delivery cimport Delivery
+from netproxy.stream cimport Stream
 
 from netproxy.errors import LocalProtocolError
 from netproxy.stream import HIGH_WATER
@@ -214,7 +215,7 @@ cdef _Poller _poller_of(loop):
     return poller
 
 
-cdef class TcpStream:
+cdef class TcpStream(Stream):
     """Made by `tcp.accepted` and `tcp.connected`. The socket has to be connected and non-blocking."""
 
     cdef object __weakref__
@@ -272,6 +273,9 @@ cdef class TcpStream:
 
     @property
     def closing(self):
+        return self._closing
+
+    cpdef bint is_closing(self) except -1:
         return self._closing
 
     cpdef write(self, bytes data):
@@ -336,7 +340,7 @@ cdef class TcpStream:
             setsockopt(self._fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset))
             self._let_go(None)
 
-    cpdef Py_ssize_t buffered(self):
+    cpdef Py_ssize_t buffered(self) except -1:
         return self._queued
 
     # -- the poller's side --------------------------------------------------------------------------

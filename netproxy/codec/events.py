@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """What every codec speaks: events in, events out, the same for HTTP/1 (stream 1) and HTTP/2.
 
 An engine is one side of one connection and pure: bytes and events, no socket, no clock.
@@ -24,7 +25,7 @@ whose head has `protocol` (RFC 8441), and 2xx grants it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 """Names in lower case, values without surrounding white space, in order of arrival."""
@@ -33,48 +34,153 @@ Spelling: TypeAlias = Mapping[bytes, bytes]
 """How the sender wrote names: by the name in lower case (of several spellings the first)."""
 
 
-class RequestHead(NamedTuple):
-    stream_id: int
-    method: bytes
-    target: bytes
-    headers: Headers
-    http_version: bytes = b"1.1"
-    spelling: Spelling | None = None
-    """Only of engines that were asked to keep it. Written out, a name that it lacks is in lower case."""
-    scheme: bytes = b""
-    """As the client said it (HTTP/2 only). Written out, an empty one is ``http``."""
-    protocol: bytes = b""
-    """Of an extended CONNECT (RFC 8441): `target` is then a path."""
+class Message:
+    """A part of a message: what comes per request has typed fields where it is compiled. Equal by type and fields."""
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _FIELDS[type(self)]}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and type(self) is type(other) and self._values() == other._values()
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy, changed."""
+        return type(self)(**{**self._values(), **changes})
 
 
-class ResponseHead(NamedTuple):
-    stream_id: int
-    status: int
-    headers: Headers
-    http_version: bytes = b"1.1"
-    spelling: Spelling | None = None
+class RequestHead(Message):
+    """`spelling`: only of engines that were asked to keep it. Written out, a name that it lacks is in lower case.
+    `scheme`: as the client said it (HTTP/2 only). Written out, an empty one is ``http``.
+    `protocol`: of an extended CONNECT (RFC 8441), whose `target` is a path.
+    """
+
+    def __init__(
+        self,
+        stream_id: int,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        http_version: bytes = b"1.1",
+        spelling: Spelling | None = None,
+        scheme: bytes = b"",
+        protocol: bytes = b"",
+    ) -> None:
+        self.stream_id = stream_id
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.http_version = http_version
+        self.spelling = spelling
+        self.scheme = scheme
+        self.protocol = protocol
 
 
-class Informational(NamedTuple):
+class ResponseHead(Message):
+    """`spelling`: as of `RequestHead`."""
+
+    def __init__(
+        self,
+        stream_id: int,
+        status: int,
+        headers: Headers,
+        http_version: bytes = b"1.1",
+        spelling: Spelling | None = None,
+    ) -> None:
+        self.stream_id = stream_id
+        self.status = status
+        self.headers = headers
+        self.http_version = http_version
+        self.spelling = spelling
+
+
+class Informational(Message):
     """A 1xx answer other than 101."""
 
-    stream_id: int
-    status: int
-    headers: Headers
+    def __init__(self, stream_id: int, status: int, headers: Headers) -> None:
+        self.stream_id = stream_id
+        self.status = status
+        self.headers = headers
 
 
-class Data(NamedTuple):
-    stream_id: int
-    data: bytes
+class Data(Message):
+    def __init__(self, stream_id: int, data: bytes) -> None:
+        self.stream_id = stream_id
+        self.data = data
 
 
-class Trailers(NamedTuple):
-    stream_id: int
-    headers: Headers
+class Trailers(Message):
+    def __init__(self, stream_id: int, headers: Headers) -> None:
+        self.stream_id = stream_id
+        self.headers = headers
 
 
-class End(NamedTuple):
-    stream_id: int
+class End(Message):
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    RequestHead: ("stream_id", "method", "target", "headers", "http_version", "spelling", "scheme", "protocol"),
+    ResponseHead: ("stream_id", "status", "headers", "http_version", "spelling"),
+    Informational: ("stream_id", "status", "headers"),
+    Data: ("stream_id", "data"),
+    Trailers: ("stream_id", "headers"),
+    End: ("stream_id",),
+}
+
+
+def request_head(
+    stream_id: int,
+    method: bytes,
+    target: bytes,
+    headers: Headers,
+    http_version: bytes,
+    spelling: Spelling | None,
+    scheme: bytes,
+    protocol: bytes,
+) -> RequestHead:
+    """As the constructor, which costs several times as much where this is compiled."""
+    head = RequestHead.__new__(RequestHead)
+    head.stream_id = stream_id
+    head.method = method
+    head.target = target
+    head.headers = headers
+    head.http_version = http_version
+    head.spelling = spelling
+    head.scheme = scheme
+    head.protocol = protocol
+    return head
+
+
+def response_head(
+    stream_id: int, status: int, headers: Headers, http_version: bytes, spelling: Spelling | None
+) -> ResponseHead:
+    """As the constructor, likewise."""
+    head = ResponseHead.__new__(ResponseHead)
+    head.stream_id = stream_id
+    head.status = status
+    head.headers = headers
+    head.http_version = http_version
+    head.spelling = spelling
+    return head
+
+
+def content(stream_id: int, data: bytes) -> Data:
+    """As the constructor of `Data`, likewise."""
+    event = Data.__new__(Data)
+    event.stream_id = stream_id
+    event.data = data
+    return event
+
+
+def end(stream_id: int) -> End:
+    """As the constructor of `End`, likewise."""
+    event = End.__new__(End)
+    event.stream_id = stream_id
+    return event
 
 
 class Reset(NamedTuple):

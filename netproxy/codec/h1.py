@@ -13,11 +13,10 @@ A server's driver calls `resume` when it has sent the head that begins one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TypeAlias
 
 from netproxy.codec.choice import EngineChoice, Kind
-from netproxy.codec.events import Engine, Event
+from netproxy.codec.engine import H1Engine
 from netproxy.codec.h1_reference import H1ReferenceClient, H1ReferenceServer
 from netproxy.codec.strict import H1Limits
 
@@ -29,35 +28,9 @@ except ImportError:
 __all__ = ["ENGINES", "H1Client", "H1Limits", "H1Server", "chosen", "client_engine", "engine", "server_engine", "use"]
 
 
-class H1Client(Engine, Protocol):
-    @property
-    def must_close(self) -> bool:
-        """Close the connection when the present exchange is over (now, if there is none)."""
-
-    def keep_spelling(self, on: bool) -> None:
-        """Shall heads that are read from now on tell how names of fields were written? Off at first."""
-
-
-class H1Server(Engine, Protocol):
-    @property
-    def must_close(self) -> bool:
-        """Close the connection when the present exchange is over (now, if there is none)."""
-
-    def keep_spelling(self, on: bool) -> None:
-        """Shall heads that are read from now on tell how names of fields were written? Off at first."""
-
-    @property
-    def buffered(self) -> int:
-        """Octets received and not yet turned into events."""
-
-    @property
-    def is_full(self) -> bool:
-        """The client pipelined all that it may: stop reading until the present response is finished."""
-
-    def resume(self) -> Sequence[Event]:
-        """Events of what was held back. To be called after the End of each response, and after the head that begins a
-        tunnel; raises like `receive`."""
-
+H1Client: TypeAlias = H1Engine
+H1Server: TypeAlias = H1Engine
+"""What both sides are; `resume`, `buffered` and `is_full` are a server's."""
 
 _choice: EngineChoice[H1Server, H1Client, H1Limits] = EngineChoice(
     "HTTP/1",

@@ -13,18 +13,13 @@ content as a whole is handed on without a copy.
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.string cimport memchr, memcmp, memcpy
 
-from netproxy.codec.events import (
-    ConnectionClosed,
-    Data,
-    End,
-    Informational,
-    RequestHead,
-    ResponseHead,
-    Trailers,
-)
+from netproxy.codec.engine cimport H1Engine
+from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
+from netproxy.codec.events cimport content, request_head, response_head
+
+from netproxy.codec.events import ConnectionClosed
 from netproxy.codec.h1_reference import REASON_PHRASES
 from netproxy.codec.strict import (
     FORBIDDEN_TRAILERS,
@@ -193,35 +188,13 @@ cdef bytes _N_UPGRADE = b"upgrade"
 
 # --- events
 
-cdef object _end = End(1)
+cdef End _end = End(1)
 cdef object _connection_closed = ConnectionClosed()
-
-cdef extern from *:
-    """
-    static inline PyObject *netproxy_tuple(PyObject *kind, PyObject *arguments) {
-        return PyTuple_Type.tp_new((PyTypeObject *)kind, arguments, NULL);
-    }
-    """
-    object netproxy_tuple(object kind, object arguments)
-
-
-cdef inline object _event(object kind, tuple values):
-    """A NamedTuple without going through its own __new__, which is written in Python."""
-    return netproxy_tuple(kind, (values,))
-
-
-cdef inline object _at(event, Py_ssize_t place):
-    return <object>PyTuple_GET_ITEM(event, place)
-
-
-cdef inline object _data(bytes octets):
-    return _event(Data, (1, octets))
-
 
 # --- one connection
 
 
-cdef class _Connection:
+cdef class _Connection(H1Engine):
     """What both sides share: reading, and what is left of the connection."""
 
     cdef bint _server
@@ -308,6 +281,12 @@ cdef class _Connection:
     def buffered(self):
         return self._buffered()
 
+    cpdef bint is_last(self) except -1:
+        return self._must_close
+
+    cpdef Py_ssize_t held(self) except -1:
+        return self._buffered()
+
     cpdef keep_spelling(self, bint on):
         if on != self._keep_spelling:
             self._keep_spelling = on
@@ -335,7 +314,7 @@ cdef class _Connection:
         elif self._eof:
             self._fail(RemoteProtocolError("octets after the end of the stream"))
         elif self._tunnel:
-            return [_data(data)]
+            return [content(1, data)]
         elif not self._server and (self._state == WAIT or self._state == DISCARD) and self._error is None:
             self._fail(RemoteProtocolError(Rule.UNSOLICITED.detail, 502))
         return self._read(data)
@@ -647,7 +626,7 @@ cdef class _Connection:
             # Octets after a refused CONNECT may be meant for the tunnel: they are no requests.
             close = upgrade = True
         events.append(
-            _event(RequestHead, (1, self._method, self._target, self._fields, self._version, self._spelled(), _EMPTY, _EMPTY))
+            request_head(1, self._method, self._target, self._fields, self._version, self._spelled(), _EMPTY, _EMPTY)
         )
         self._has_request = True
         self._request_method = self._method
@@ -674,20 +653,22 @@ cdef class _Connection:
         elif octets < 0:
             octets = -2
             close = True
-        headers, spelling, version = self._fields, self._spelled(), self._version
+        cdef list headers = self._fields
+        cdef bytes version = self._version
+        spelling = self._spelled()
         self._start_head()
         if tunnel:
             if self._out != OUT_DONE:
                 # In the middle of our request: what we still have to send is no tunnel's.
                 raise RemoteProtocolError(Rule.SWITCH.detail, 502)
-            events.append(_event(ResponseHead, (1, status, headers, version, spelling)))
+            events.append(response_head(1, status, headers, version, spelling))
             self._state = WAIT
             self._tunnel = self._must_close = True
         elif status < 200:
-            events.append(_event(Informational, (1, status, headers)))
+            events.append(Informational(1, status, headers))
             self._state = HEAD
         else:
-            events.append(_event(ResponseHead, (1, status, headers, version, spelling)))
+            events.append(response_head(1, status, headers, version, spelling))
             self._must_close = self._must_close or close
             self._start_content(octets)
         return 0
@@ -771,7 +752,7 @@ cdef class _Connection:
         self._state = WAIT
         self._flush(events, chunks)
         if self._trailers:
-            events.append(_event(Trailers, (1, self._trailers)))
+            events.append(Trailers(1, self._trailers))
             self._trailers = None
         self._end_of_theirs(events, n - place[0])
         return 1
@@ -820,7 +801,7 @@ cdef class _Connection:
     cdef int _flush(self, list events, list chunks) except -1:
         """One Data per read: many small chunks cost the peer little and must not cost us more."""
         if chunks:
-            events.append(_data(chunks[0] if len(chunks) == 1 else _EMPTY.join(chunks)))
+            events.append(content(1, chunks[0] if len(chunks) == 1 else _EMPTY.join(chunks)))
             chunks.clear()
         return 0
 
@@ -858,34 +839,45 @@ cdef class _Connection:
 
     cdef list _read_tunnel(self, list events):
         if PyByteArray_GET_SIZE(self._buf):
-            events.append(_data(bytes(self._buf)))
+            events.append(content(1, bytes(self._buf)))
             self._buf = bytearray()
         if self._eof and not self._their_tunnel_ended:
             self._closed = self._their_tunnel_ended = True
             events.append(_end)
         return events
 
-    cdef list _send_tunnelled(self, event):
+    cdef bytes _send_tunnelled(self, event):
         if self._our_tunnel_ended or not isinstance(event, (Data, End)):
             raise LocalProtocolError(f"{type(event).__name__} in a tunnel, or after its end")
         if isinstance(event, End):
             self._our_tunnel_ended = True
-            return []
-        return [_at(event, 1)] if _at(event, 1) else []
+            return _EMPTY
+        return (<Data>event).data
 
     # -- out ----------------------------------------------------------------------------------------
-
-    cdef int _check_alive(self, stream_id) except -1:
-        if self._dead:
-            raise LocalProtocolError("send after reset or after an error of ours")
-        if stream_id != 1:
-            self._kill()
-            raise LocalProtocolError("HTTP/1 has one stream, number 1")
-        return 0
 
     cdef void _kill(self):
         self._dead = self._closed = self._must_close = True
         self._discard()
+
+    cpdef list send(self, stream_id, event):
+        if stream_id != 1:
+            self._kill()
+            raise LocalProtocolError("HTTP/1 has one stream, number 1")
+        cdef bytes octets = self.encode(event)
+        return [octets] if PyBytes_GET_SIZE(octets) else []
+
+    cpdef bytes encode(self, event):
+        if self._dead:
+            raise LocalProtocolError("send after reset or after an error of ours")
+        try:
+            return self._encode(event)
+        except LocalProtocolError:
+            self._kill()
+            raise
+
+    cdef bytes _encode(self, event):
+        raise NotImplementedError
 
     cpdef list credit(self, stream_id, n):
         return []
@@ -898,7 +890,7 @@ cdef class _Connection:
         self._draining = True
         return []
 
-    cdef list _send_content(self, event):
+    cdef bytes _send_content(self, event):
         cdef bytes data
         cdef Py_ssize_t size
         if self._tunnel:
@@ -910,28 +902,28 @@ cdef class _Connection:
         if self._out_trailers is not None:
             raise LocalProtocolError(f"{type(event).__name__} after trailers")
         if type(event) is Trailers:
-            self._out_trailers = _trailers_to_send(_at(event, 1))
-            return []
-        data = _at(event, 1)
+            self._out_trailers = _trailers_to_send((<Trailers>event).headers)
+            return _EMPTY
+        data = (<Data>event).data
         size = PyBytes_GET_SIZE(data)
         if size == 0 or self._out_bodiless:
-            return []
+            return _EMPTY
         if self._out_left == OUT_CHUNKED:
-            return [b"%x\r\n" % size, data, b"\r\n"]
+            return b"%x\r\n%b\r\n" % (size, data)
         if self._out_left != OUT_UNTIL_CLOSE:
             if size > self._out_left:
                 raise LocalProtocolError("more content than Content-Length says")
             self._out_left -= size
-        return [data]
+        return data
 
-    cdef list _send_end(self):
-        cdef list out = []
+    cdef bytes _send_end(self):
+        cdef bytes out = _EMPTY
         if not self._out_bodiless:
             if self._out_left == OUT_CHUNKED:
                 if self._out_trailers:
-                    out.append(b"0\r\n" + _lines(self._out_trailers) + b"\r\n")
+                    out = b"0\r\n" + _lines(self._out_trailers) + b"\r\n"
                 else:
-                    out.append(b"0\r\n\r\n")
+                    out = b"0\r\n\r\n"
             elif self._out_left > 0:
                 raise LocalProtocolError("less content than Content-Length says")
         self._out = OUT_DONE
@@ -966,38 +958,38 @@ cdef class H1NativeServer(_Connection):
     @property
     def is_full(self):
         """Pause reading: so much is pipelined that more is not wanted before `resume` (one read may overshoot)."""
-        return self._state == WAIT and not self._tunnel and PyByteArray_GET_SIZE(self._buf) >= self._max_pipelined
+        return self.is_stuffed()
 
     @property
     def reusable(self):
+        return self.is_reusable()
+
+    cpdef bint is_reusable(self) except -1:
         return self._is_idle() and not self._draining and self._buffered() == 0
 
     cpdef list resume(self):
         return self._read(_EMPTY)
 
-    cpdef list send(self, stream_id, event):
-        self._check_alive(stream_id)
-        try:
-            kind = type(event)
-            if kind is Data or kind is End or kind is Trailers:
-                return self._send_content(event)
-            if kind is ResponseHead:
-                return self._send_head(event)
-            if kind is Informational:
-                return self._send_informational(event)
-            raise LocalProtocolError(f"a server does not send {type(event).__name__}")
-        except LocalProtocolError:
-            self._kill()
-            raise
+    cpdef bint is_stuffed(self) except -1:
+        return self._state == WAIT and not self._tunnel and PyByteArray_GET_SIZE(self._buf) >= self._max_pipelined
 
-    cdef list _send_head(self, event):
-        cdef int status = _at(event, 1)
-        cdef Outgoing checked = _checked(_at(event, 2))
+    cdef bytes _encode(self, event):
+        if type(event) is ResponseHead:
+            return self._send_head(<ResponseHead>event)
+        if type(event) is Data or type(event) is End or type(event) is Trailers:
+            return self._send_content(event)
+        if type(event) is Informational:
+            return self._send_informational(<Informational>event)
+        raise LocalProtocolError(f"a server does not send {type(event).__name__}")
+
+    cdef bytes _send_head(self, ResponseHead event):
+        cdef int status = event.status
+        cdef Outgoing checked = _checked(event.headers)
         cdef list headers = checked.headers
         cdef bint not_1_1
         cdef bint bodiless
         if status == 101 or (self._has_request and self._request_method is _CONNECT and 200 <= status < 300):
-            return self._send_tunnel_head(status, checked, _at(event, 4))
+            return self._send_tunnel_head(status, checked, event.spelling)
         if self._out != OUT_NONE or self._tunnel or not 200 <= status <= 999:
             raise LocalProtocolError(f"a response head with status {status} in the wrong place")
         # Without a request it is a broken or late head that is answered: what the client understands was said before,
@@ -1023,9 +1015,9 @@ cdef class H1NativeServer(_Connection):
         self._out_bodiless = bodiless
         self._out_left = checked.left
         self._out_trailers = None
-        return [_response_head(status, headers, _at(event, 4))]
+        return _response_head(status, headers, event.spelling)
 
-    cdef list _send_tunnel_head(self, int status, Outgoing checked, spelling):
+    cdef bytes _send_tunnel_head(self, int status, Outgoing checked, spelling):
         if self._out != OUT_NONE or self._tunnel or not (
             self._has_request and self._request_tunnel and self._theirs_done
         ):
@@ -1037,21 +1029,21 @@ cdef class H1NativeServer(_Connection):
         # RFC 9110 8.6, 9.3.6, RFC 9112 6.1: neither field in a 1xx or in a 2xx to CONNECT.
         headers = _without_framing(checked.headers) if checked.framed else checked.headers
         self._tunnel = self._must_close = True
-        return [_response_head(status, headers, spelling)]
+        return _response_head(status, headers, spelling)
 
-    cdef list _send_informational(self, event):
-        cdef int status = _at(event, 1)
-        cdef Outgoing checked = _checked(_at(event, 2))
+    cdef bytes _send_informational(self, Informational event):
+        cdef int status = event.status
+        cdef Outgoing checked = _checked(event.headers)
         if status == 101:
             raise LocalProtocolError("101 is a ResponseHead")
         if self._tunnel or not 100 <= status <= 199:
             raise LocalProtocolError(f"an informational head with status {status} in the wrong place")
         if self._has_request and self._request_version is _V10:
-            return []  # RFC 9110 15.2: never to an HTTP/1.0 client
+            return _EMPTY  # RFC 9110 15.2: never to an HTTP/1.0 client
         if self._out != OUT_NONE or not self._has_request:
             raise LocalProtocolError(f"an informational head with status {status} in the wrong place")
         headers = _without_framing(checked.headers) if checked.framed else checked.headers
-        return [_response_head(status, headers, None)]
+        return _response_head(status, headers, None)
 
 
 cdef class H1NativeClient(_Connection):
@@ -1059,30 +1051,30 @@ cdef class H1NativeClient(_Connection):
 
     @property
     def must_close(self):
-        return self._must_close or self._draining
+        return self.is_last()
 
     @property
     def reusable(self):
+        return self.is_reusable()
+
+    cpdef bint is_last(self) except -1:
+        return self._must_close or self._draining
+
+    cpdef bint is_reusable(self) except -1:
         return self._is_idle() and not self._draining
 
-    cpdef list send(self, stream_id, event):
-        self._check_alive(stream_id)
-        try:
-            kind = type(event)
-            if kind is RequestHead:
-                return self._send_head(event)
-            if self._error is not None:
-                raise LocalProtocolError("the connection is broken")
-            if kind is Data or kind is End or kind is Trailers:
-                return self._send_content(event)
-            raise LocalProtocolError(f"a client does not send {type(event).__name__}")
-        except LocalProtocolError:
-            self._kill()
-            raise
+    cdef bytes _encode(self, event):
+        if type(event) is RequestHead:
+            return self._send_head(<RequestHead>event)
+        if self._error is not None:
+            raise LocalProtocolError("the connection is broken")
+        if type(event) is Data or type(event) is End or type(event) is Trailers:
+            return self._send_content(event)
+        raise LocalProtocolError(f"a client does not send {type(event).__name__}")
 
-    cdef list _send_head(self, event):
-        cdef bytes method = _at(event, 1)
-        cdef bytes target = _at(event, 2)
+    cdef bytes _send_head(self, RequestHead event):
+        cdef bytes method = event.method
+        cdef bytes target = event.target
         cdef Outgoing checked
         cdef list headers
         if not self._is_idle():
@@ -1093,7 +1085,7 @@ cdef class H1NativeClient(_Connection):
                 raise LocalProtocolError(rule.detail)
             if not _is_visible(target):
                 raise LocalProtocolError(Rule.TARGET.detail)
-        checked = _checked(_at(event, 3))
+        checked = _checked(event.headers)
         if checked.hosts != 1 or not _is_authority(checked.host):
             raise LocalProtocolError(Rule.HOST.detail)
         if method is _CONNECT and checked.framed:
@@ -1110,7 +1102,7 @@ cdef class H1NativeClient(_Connection):
         self._request_tunnel = method is _CONNECT or checked.asks_to_upgrade()
         self._start_head()
         self._state = HEAD
-        return [_head(method, _SPACE, target, _VERSION_END, headers, _at(event, 5))]
+        return _head(method, _SPACE, target, _VERSION_END, headers, event.spelling)
 
 
 # --- what is sent

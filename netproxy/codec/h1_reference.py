@@ -25,6 +25,7 @@ from typing import NoReturn, TypeAlias
 
 import h11
 
+from netproxy.codec.engine import H1Engine
 from netproxy.codec.events import (
     ConnectionClosed,
     Data,
@@ -59,7 +60,7 @@ _H11Head: TypeAlias = h11.Request | h11.Response | h11.InformationalResponse
 REASON_PHRASES = {int(status): status.phrase.encode("ascii") for status in http.HTTPStatus}
 
 
-class H1ReferenceServer:
+class H1ReferenceServer(H1Engine):
     """Our side of a downstream connection: requests in, responses out."""
 
     def __init__(self, limits: H1Limits | None = None) -> None:
@@ -195,7 +196,7 @@ class H1ReferenceServer:
         return []
 
 
-class H1ReferenceClient:
+class H1ReferenceClient(H1Engine):
     """Our side of an upstream connection: requests out, responses in.
 
     A request has content if its head says so by content-length or `transfer-encoding: chunked`. Unlike a response

@@ -166,7 +166,7 @@ def websocket_from_connect(head: RequestHead, nonce: bytes) -> RequestHead:
     headers += [(b"connection", b"upgrade"), (b"upgrade", head.protocol)]
     if head.protocol.lower() == b"websocket":
         headers.append((b"sec-websocket-key", base64.b64encode(nonce)))
-    return head._replace(method=b"GET", headers=headers, http_version=b"1.1", protocol=b"")
+    return head.replace(method=b"GET", headers=headers, http_version=b"1.1", protocol=b"")
 
 
 def switches_to_websocket(head: ResponseHead, asked: RequestHead) -> bool:
@@ -180,12 +180,12 @@ def switches_to_websocket(head: ResponseHead, asked: RequestHead) -> bool:
 
 def connect_from_websocket(head: RequestHead, protocol: bytes) -> RequestHead:
     """The extended CONNECT for an HTTP/1.1 request that asks to go on with `protocol`."""
-    return head._replace(method=b"CONNECT", headers=_plain(head.headers), http_version=b"2", protocol=protocol)
+    return head.replace(method=b"CONNECT", headers=_plain(head.headers), http_version=b"2", protocol=protocol)
 
 
 def connect_answer_from_websocket(head: ResponseHead) -> ResponseHead:
     """What a client of an extended CONNECT is told when the server of HTTP/1.1 said 101."""
-    return head._replace(status=200, headers=_plain(head.headers), http_version=b"2")
+    return head.replace(status=200, headers=_plain(head.headers), http_version=b"2")
 
 
 def websocket_answer_from_connect(head: ResponseHead, asked: RequestHead, protocol: bytes) -> ResponseHead:
@@ -194,7 +194,7 @@ def websocket_answer_from_connect(head: ResponseHead, asked: RequestHead, protoc
     key = next((value for name, value in asked.headers if name == b"sec-websocket-key"), None)
     if key is not None:
         headers.append((b"sec-websocket-accept", websocket_accept(key)))
-    return head._replace(status=101, headers=headers, http_version=b"1.1")
+    return head.replace(status=101, headers=headers, http_version=b"1.1")
 
 
 def websocket_accept(key: bytes) -> bytes:

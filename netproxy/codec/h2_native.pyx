@@ -34,21 +34,10 @@ from hpack.huffman_table import HUFFMAN_TABLE
 from hpack.table import HeaderTable
 
 from netproxy.codec import h2_strict
-from netproxy.codec.events import (
-    ConnectionClosed,
-    Data,
-    End,
-    GoAway,
-    Informational,
-    PeerSettings,
-    PingAck,
-    RequestHead,
-    RequestRefused,
-    Reset,
-    ResponseHead,
-    Trailers,
-    Writable,
-)
+from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
+from netproxy.codec.events cimport content, end, request_head, response_head
+
+from netproxy.codec.events import ConnectionClosed, GoAway, PeerSettings, PingAck, RequestRefused, Reset, Writable
 from netproxy.codec.h2_strict import (
     H2Limits,
     MalformedError,
@@ -821,64 +810,6 @@ cdef tuple _status_pair(int status):
     return <tuple>found
 
 
-# --- events
-
-cdef extern from *:
-    """
-    /* A NamedTuple without going through its own __new__, which is written in Python. */
-    static inline PyObject *netproxy_h2_event(PyObject *kind, Py_ssize_t n, PyObject **items) {
-        PyObject *event = ((PyTypeObject *)kind)->tp_alloc((PyTypeObject *)kind, n);
-        if (event == NULL)
-            return NULL;
-        for (Py_ssize_t i = 0; i < n; i++) {
-            Py_INCREF(items[i]);
-            PyTuple_SET_ITEM(event, i, items[i]);
-        }
-        return event;
-    }
-    """
-    object netproxy_h2_event(object kind, Py_ssize_t n, PyObject **items)
-
-
-cdef inline object _event1(object kind, object a):
-    cdef PyObject *items[1]
-    items[0] = <PyObject *>a
-    return netproxy_h2_event(kind, 1, items)
-
-
-cdef inline object _event2(object kind, object a, object b):
-    cdef PyObject *items[2]
-    items[0] = <PyObject *>a
-    items[1] = <PyObject *>b
-    return netproxy_h2_event(kind, 2, items)
-
-
-cdef inline object _request(object number, bytes method, bytes target, list headers, bytes scheme):
-    cdef PyObject *items[8]
-    items[0] = <PyObject *>number
-    items[1] = <PyObject *>method
-    items[2] = <PyObject *>target
-    items[3] = <PyObject *>headers
-    items[4] = <PyObject *>_V2
-    items[5] = <PyObject *>None
-    items[6] = <PyObject *>scheme
-    items[7] = <PyObject *>_EMPTY
-    return netproxy_h2_event(RequestHead, 8, items)
-
-
-cdef inline object _response(object number, object status, list headers):
-    cdef PyObject *items[5]
-    items[0] = <PyObject *>number
-    items[1] = <PyObject *>status
-    items[2] = <PyObject *>headers
-    items[3] = <PyObject *>_V2
-    items[4] = <PyObject *>None
-    return netproxy_h2_event(ResponseHead, 5, items)
-
-
-assert len(RequestHead._fields) == 8 and len(ResponseHead._fields) == 5
-
-
 cdef inline unsigned int _long(const unsigned char *p) noexcept:
     return (<unsigned int>p[0] << 24) | (<unsigned int>p[1] << 16) | (<unsigned int>p[2] << 8) | p[3]
 
@@ -1179,13 +1110,13 @@ cdef class _Connection:
         if stream.end_sent:
             raise LocalProtocolError("send behind the end of the message")
         if kind is Data:
-            self._send_data(stream, <object>PyTuple_GET_ITEM(event, 1))
+            self._send_data(stream, (<Data>event).data)
         elif kind is End:
             self._send_end(stream)
         elif kind is ResponseHead:
             self._send_response(stream, event)
         elif kind is Trailers:
-            self._send_trailers(stream, event.headers)
+            self._send_trailers(stream, (<Trailers>event).headers)
         elif kind is Informational:
             self._send_informational(stream, event)
         else:
@@ -1239,7 +1170,7 @@ cdef class _Connection:
                 return False
         return True
 
-    cdef int _send_request(self, object number, object event) except -1:
+    cdef int _send_request(self, object number, RequestHead event) except -1:
         cdef _Stream stream
         cdef long long length
         cdef tuple host
@@ -1253,11 +1184,11 @@ cdef class _Connection:
             raise LocalProtocolError(f"the next stream is {self._next_id}")
         if not self._may_open():
             raise LocalProtocolError("the connection takes no more streams")
-        method = <bytes?><object>PyTuple_GET_ITEM(event, 1)
-        target = <bytes?><object>PyTuple_GET_ITEM(event, 2)
-        headers = <object>PyTuple_GET_ITEM(event, 3)
-        scheme = <bytes?><object>PyTuple_GET_ITEM(event, 6) or _HTTP
-        protocol = <bytes?><object>PyTuple_GET_ITEM(event, 7)
+        method = event.method
+        target = event.target
+        headers = event.headers
+        scheme = event.scheme or _HTTP
+        protocol = event.protocol
         if PyBytes_GET_SIZE(protocol) and not self._peer_connect:
             raise LocalProtocolError("the server does not know extended CONNECT")
         if (
@@ -1303,14 +1234,14 @@ cdef class _Connection:
             and self._next_id <= _MAX_ID
         )
 
-    cdef int _send_response(self, _Stream stream, object event) except -1:
+    cdef int _send_response(self, _Stream stream, ResponseHead event) except -1:
         cdef long long length
         cdef int status
         cdef list fields = None
         cdef Py_ssize_t at
         cdef tuple pair
-        status = <object>PyTuple_GET_ITEM(event, 1)
-        headers = <object>PyTuple_GET_ITEM(event, 2)
+        status = event.status
+        headers = event.headers
         if self._client or stream.out_head or status < 200:
             raise LocalProtocolError("no ResponseHead is due")
         if status > 999 or not self._usual(headers, &length, False):
@@ -1347,7 +1278,7 @@ cdef class _Connection:
         stream.unacked = 0
         return 0
 
-    cdef int _send_informational(self, _Stream stream, object event) except -1:
+    cdef int _send_informational(self, _Stream stream, Informational event) except -1:
         if self._client or stream.out_head or not 100 <= event.status < 200:
             raise LocalProtocolError("no Informational is due")
         fields, _ = response_fields(event.status, event.headers)
@@ -1841,7 +1772,7 @@ cdef class _Connection:
             if length:
                 stream.unacked += length
                 self._hand_out(
-                    stream, _event2(Data, stream.number, PyBytes_FromStringAndSize(<const char *>p, length))
+                    stream, content(stream.id, PyBytes_FromStringAndSize(<const char *>p, length))
                 )
         if ends:
             self._end_in(stream)
@@ -1859,7 +1790,7 @@ cdef class _Connection:
     cdef int _end_in(self, _Stream stream) except -1:
         stream.in_ended = True
         if not stream.swallowed:
-            self._hand_out(stream, _event1(End, stream.number))
+            self._hand_out(stream, end(stream.id))
         if stream.out_ended:
             self._close(stream)
         return 0
@@ -1982,7 +1913,7 @@ cdef class _Connection:
             headers[0] = (_HOST, found.authority)
             method = found.method
             length = found.length
-            head = _request(number, method, found.path, headers, found.scheme)
+            head = request_head(stream_id, method, found.path, headers, _V2, None, found.scheme, _EMPTY)
         if ends and length > 0:
             return Rule.CONTENT
         stream = self._new_stream(number, stream_id)
@@ -1992,7 +1923,7 @@ cdef class _Connection:
         self._events.append(head)
         if method == _CONNECT:
             stream.connect = True
-            self._events.append(_event1(End, number))
+            self._events.append(end(stream_id))
         if ends:
             self._end_in(stream)
         return None
@@ -2030,7 +1961,7 @@ cdef class _Connection:
         stream.in_head = True
         stream.length_in = length
         stream.tunnel = granted
-        self._events.append(_response(stream.number, status, headers))
+        self._events.append(response_head(stream.id, status, headers, _V2, None))
         if stream.connect and not granted and stream.request_ended:
             stream.end_sent = True
             self._finish(stream)
@@ -2057,7 +1988,7 @@ cdef class _Connection:
         if stream.length_in > 0:
             return Rule.CONTENT
         if trailers and not stream.swallowed:
-            self._events.append(_event2(Trailers, stream.number, trailers))
+            self._events.append(Trailers(stream.id, trailers))
         self._end_in(stream)
         return None
 

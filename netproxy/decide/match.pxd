@@ -11,6 +11,9 @@ cdef class Request:
 
     cpdef dict parameters(self)
 
+@cython.locals(request=Request)
+cpdef Request received(str path, str query, str method, object fields, bytes host)
+
 cdef class _Work:
     cdef public long left
 

@@ -79,6 +79,19 @@ class Request:
         return self._parameters
 
 
+def received(path: str, query: str, method: str, fields: Headers, host: bytes) -> Request:
+    """As the constructor, which costs several times as much where this is compiled."""
+    request = Request.__new__(Request)
+    request.path = path
+    request.query = query
+    request.method = method
+    request._headers = None
+    request._fields = fields
+    request._host = host
+    request._parameters = None
+    return request
+
+
 def headers_for_match(headers: Headers) -> dict[str, str]:
     """Lower-case names; the values of a repeated field joined by ``,`` (RFC 9110 section 5.3)."""
     out: dict[str, str] = {}

@@ -1,3 +1,6 @@
+cimport cython
+from netproxy.decide.match cimport Prepared, Request
+
 cdef class EndpointState:
     cdef readonly object addr
     cdef readonly object endpoint
@@ -7,8 +10,9 @@ cdef class PortTable:
     cdef public dict cycles
     cdef readonly list endpoints
     cdef readonly object port
+    cdef readonly str http_version
     cdef readonly dict ready
-    cdef public object rules
+    cdef public Prepared rules
     cdef readonly object service
     cdef readonly object spec
 
@@ -36,8 +40,13 @@ cdef class Tables:
     cdef readonly dict _direct
     cdef public long broken_patterns
     cdef public bint http1_in_http2
+    cdef public bint keeps_spelling
+    cdef public bint gives_ids
+    cdef public double trace_percent
+    cdef public bytes via
 
-    cpdef route(self, PortTable port, request, families)
-    cpdef tcp(self, PortTable port, families)
-    cdef _backend(self, PortTable port, rule, families)
-    cdef _endpoint(self, PortTable port, rule, double timeout_s, families)
+    cpdef Choice route(self, PortTable port, Request request, families)
+    cpdef Choice tcp(self, PortTable port, families)
+    cdef Choice _backend(self, PortTable port, rule, families)
+    @cython.locals(choice=Choice)
+    cdef Choice _endpoint(self, PortTable port, rule, double timeout_s, families)

@@ -56,6 +56,7 @@ class PortTable:
         self.service = service
         self.spec = spec
         self.port = spec.port
+        self.http_version: HttpVersion = spec.http_version
         self.endpoints = [states[e] for e in spec.endpoints]
         ready = [state for state in self.endpoints if state.endpoint.ready]
         v4 = [state for state in ready if ":" not in state.endpoint.host]
@@ -106,8 +107,15 @@ class Tables:
         self.version = 0
         """Grows with each change of anything."""
         self.mesh = MeshShard()
+        # Of it, what is asked for every request.
         self.http1_in_http2 = True
         """Between agents."""
+        self.keeps_spelling = False
+        self.gives_ids = False
+        """``x-request-id``."""
+        self.trace_percent = -1.0
+        self.via = b""
+        self._put_mesh(self.mesh)
         self.workloads: dict[WorkloadKey, WorkloadShard] = {}
         self.svids: dict[SpiffeId, SvidShard] = {}
         self.services: dict[ServiceKey, ServiceShard] = {}
@@ -143,10 +151,17 @@ class Tables:
             case SvidShard():
                 self.svids[shard.identity] = shard
             case MeshShard():
-                self.mesh = shard
-                # How names of fields were written is nothing that HTTP/2 could say.
-                self.http1_in_http2 = shard.mesh_http != "http1" and shard.header_case == "lower"
+                self._put_mesh(shard)
                 self.egress_version += 1
+
+    def _put_mesh(self, shard: MeshShard) -> None:
+        self.mesh = shard
+        # How names of fields were written is nothing that HTTP/2 could say.
+        self.http1_in_http2 = shard.mesh_http != "http1" and shard.header_case == "lower"
+        self.keeps_spelling = shard.header_case == "preserve"
+        self.gives_ids = shard.request_id
+        self.trace_percent = shard.trace_percent
+        self.via = shard.via.encode()
 
     def drop(self, key: str) -> None:
         self.version += 1
@@ -311,4 +326,10 @@ class Tables:
             total = len(port.endpoints)
             detail = f"{port.service}:{port.port} has {total} endpoint(s), none ready in a family of the client"
             raise Refused(Reason.NO_HEALTHY_ENDPOINT, detail, rule or port.service)
-        return Choice(port.service, state, rule, timeout_s, port.spec.http_version)
+        choice = Choice.__new__(Choice)  # costs a third of a call
+        choice.service = port.service
+        choice.endpoint = state
+        choice.rule = rule
+        choice.request_timeout_s = timeout_s
+        choice.http_version = port.http_version
+        return choice

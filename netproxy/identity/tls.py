@@ -52,7 +52,7 @@ _TICKET_CHUNKS = 3
 """A server's ticket comes right after its handshake: if these don't bring it, there is none."""
 
 
-class TlsStream:
+class TlsStream(Stream):
     """TLS over `lower`, whose sink it becomes. The handshake starts at once.
 
     `handshaken` is called when it is done, before any data is delivered. A failure is told by `closed` (or raised by

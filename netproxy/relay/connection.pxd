@@ -1,11 +1,15 @@
-from netproxy.relay.services cimport Facts, Services
+from netproxy.codec.engine cimport H1Engine
+from netproxy.codec.events cimport Data, End, RequestHead, Trailers
+from netproxy.relay.downstream cimport Downstream
+from netproxy.relay.request cimport Exchange
+from netproxy.stream cimport Stream
 
-cdef class HttpConnection:
+cdef class HttpConnection(Downstream):
     cdef double _activity
     cdef bint _close_after
     cdef bint _is_fresh
-    cdef object _engine
-    cdef object _exchange
+    cdef H1Engine _engine
+    cdef Exchange _exchange
     cdef double _head_since
     cdef long _holds
     cdef long long _linger_left
@@ -14,15 +18,9 @@ cdef class HttpConnection:
     cdef bint _pumping
     cdef bint _want_resume
     cdef bint _writable
-    cdef readonly Facts facts
-    cdef readonly str protocol
-    cdef readonly Services services
-    cdef readonly object stream
+    cdef readonly Stream stream
     cdef readonly object workload
 
     cpdef data_received(self, bytes data)
     cdef _pump(self, events)
     cdef _dispatch(self, events)
-    cpdef touch(self)
-    cpdef hold(self, long why, bint on)
-    cpdef send(self, event)

@@ -17,7 +17,7 @@ from ..codec.h1 import H1Limits, H1Server, server_engine
 from ..errors import Reason, RemoteProtocolError
 from ..observe.access import Outcome
 from ..stream import Stream
-from .downstream import answer
+from .downstream import Downstream, answer
 from .facts import parties, security
 from .logged import Ended, log_request
 from .request import Exchange
@@ -30,15 +30,13 @@ _LINGER_BYTES = 1024 * 1024
 _PIPELINED, _UNREAD = 4, 8
 
 
-class HttpConnection:
+class HttpConnection(Downstream):
     """One connection of a client; the sink of its stream."""
 
     def __init__(self, stream: Stream, facts: Facts, services: Services) -> None:
+        Downstream.__init__(self, facts, services, "http/1.1")
         mesh = services.tables.mesh
         self.stream = stream
-        self.facts = facts
-        self.services = services
-        self.protocol = "http/1.1"
         self.workload = facts.workload
         self._engine: H1Server = server_engine(H1Limits(mesh.max_head_bytes, mesh.max_headers))
         self._exchange: Exchange | None = None
@@ -74,7 +72,7 @@ class HttpConnection:
         self._activity = self.services.now()
         self._is_fresh = False
         # Each time, since connections of the pool of another agent stay for long.
-        self._engine.keep_spelling(self.services.tables.mesh.header_case == "preserve")
+        self._engine.keep_spelling(self.services.tables.keeps_spelling)
         try:
             events = self._engine.receive(data)
         except RemoteProtocolError as exc:
@@ -154,7 +152,7 @@ class HttpConnection:
         self._pumping = True  # also for what ends within the first events: those behind it are of the same request
         try:
             self._dispatch(events)
-            while self._want_resume and self._writable and not self.stream.closing and not self._linger_until:
+            while self._want_resume and self._writable and not self.stream.is_closing() and not self._linger_until:
                 self._want_resume = False
                 try:
                     more = self._engine.resume()
@@ -164,33 +162,31 @@ class HttpConnection:
                 self._dispatch(more)
         finally:
             self._pumping = False
-        self.hold(_PIPELINED, self._engine.is_full and not self._linger_until)
+        self.hold(_PIPELINED, self._engine.is_stuffed() and not self._linger_until)
 
     def _dispatch(self, events: Sequence[Event]) -> None:
         for event in events:
             exchange = self._exchange
-            match event:
-                case RequestHead():
-                    self._head_since = 0.0
-                    Exchange(self, event).start()
-                case Data():
-                    if exchange is not None:
-                        exchange.request_data(event)
-                case End():
-                    if exchange is not None:
-                        exchange.request_end(event)
-                case Trailers():
-                    if exchange is not None:
-                        exchange.request_trailers(event)
-                case ConnectionClosed():
-                    self._close_after = self._peer_ended = True
-                    if exchange is None:
-                        self.stream.close()
-                case Reset():
-                    self.stream.abort()
-                case _:
-                    raise AssertionError(event)
-        if self._exchange is None and not self._head_since and self._engine.buffered and self._writable:
+            if type(event) is RequestHead:
+                self._head_since = 0.0
+                Exchange(self, event).start()
+            elif type(event) is End:
+                if exchange is not None:
+                    exchange.request_end(event)
+            elif type(event) is Data:
+                if exchange is not None:
+                    exchange.request_data(event)
+            elif type(event) is Trailers:
+                if exchange is not None:
+                    exchange.request_trailers(event)
+            elif type(event) is ConnectionClosed:
+                self._close_after = self._peer_ended = True
+                if exchange is None:
+                    self.stream.close()
+            else:
+                assert type(event) is Reset, event
+                self.stream.abort()
+        if self._exchange is None and not self._head_since and self._writable and self._engine.held():
             self._head_since = self.services.now()
 
     def _bad_request(self, exc: RemoteProtocolError) -> None:
@@ -218,12 +214,12 @@ class HttpConnection:
     def attach(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    def exchange_done(self, *, must_close: bool) -> None:
+    def exchange_done(self, must_close: bool) -> None:
         """The response is complete. What is left of the request, if anything, is read and dropped."""
         self._exchange = None
         self._holds = 0
         self._activity = self.services.now()
-        if must_close or self._close_after or self._engine.must_close:
+        if must_close or self._close_after or self._engine.is_last():
             self.linger()
             return
         self._head_since = 0.0
@@ -246,14 +242,13 @@ class HttpConnection:
                 self.stream.pause_reading()
             self._holds = holds
 
-    @property
-    def is_writable(self) -> bool:
+    def takes_more(self) -> bool:
         return self._writable
 
     def send(self, event: Event) -> None:
-        buffers = self._engine.send(1, event)
-        if buffers:
-            self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+        octets = self._engine.encode(event)
+        if octets:
+            self.stream.write(octets)
 
     def begin_tunnel(self) -> None:
         """The head that grants it was sent. What the client has sent behind its request already is for the tunnel."""

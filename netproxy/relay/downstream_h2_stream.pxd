@@ -1,4 +1,6 @@
-cdef class Http2Stream:
+from netproxy.relay.downstream cimport Downstream
+
+cdef class Http2Stream(Downstream):
     cdef public double _activity
     cdef public bint _blocked
     cdef public object _connection
@@ -14,9 +16,6 @@ cdef class Http2Stream:
     cdef public long long _owed
     cdef public long long _queued
     cdef public object _trailers
-    cdef public object facts
-    cdef public object protocol
-    cdef public object services
 
     cpdef proceed(self)
     cpdef data(self, event)
@@ -24,10 +23,6 @@ cdef class Http2Stream:
     cpdef _finish_request(self)
     cpdef _settle(self)
     cpdef writable(self)
-    cpdef attach(self, exchange)
-    cpdef hold(self, long why, bint on)
-    cpdef touch(self)
-    cpdef send(self, event)
     cpdef _wake(self)
     cpdef _leave(self)
 

@@ -19,7 +19,7 @@ from ..codec import h2
 from ..codec.events import Data, End, Event, Informational, RequestHead, RequestRefused, ResponseHead, Trailers
 from ..errors import Reason
 from ..observe.access import Outcome
-from .downstream import answer
+from .downstream import Downstream, answer
 from .exchange import fields_for_http2, response_for_http2
 from .facts import parties, security
 from .logged import Ended, log_request
@@ -33,14 +33,12 @@ _UNREAD = 8
 """Why an exchange is not begun, beside what `request` has."""
 
 
-class Http2Stream:
+class Http2Stream(Downstream):
     def __init__(self, connection: Http2Downstream, first: RequestHead | RequestRefused) -> None:
+        Downstream.__init__(self, connection.facts, connection.services, "http/2")
         self._connection = connection
         self._engine = connection.engine
         self._id = first.stream_id
-        self.facts: Facts = connection.facts
-        self.services: Services = connection.services
-        self.protocol = "http/2"
         self._first: RequestHead | RequestRefused | None = first
         """What it begins with, until it has."""
         self._exchange: Exchange | None = None
@@ -177,8 +175,7 @@ class Http2Stream:
 
     # -- for the exchange: `downstream.Downstream` ------------------------------------------------------
 
-    @property
-    def is_writable(self) -> bool:
+    def takes_more(self) -> bool:
         return not self._blocked and self._connection.is_writable
 
     def attach(self, exchange: Exchange) -> None:
@@ -206,7 +203,7 @@ class Http2Stream:
         if isinstance(event, ResponseHead):
             event = response_for_http2(event)
         elif isinstance(event, Informational | Trailers):
-            event = event._replace(headers=fields_for_http2(event.headers))
+            event = event.replace(headers=fields_for_http2(event.headers))
         self._engine.send(self._id, event)
         self._connection.sent(0)
 
@@ -223,7 +220,7 @@ class Http2Stream:
     def tunnel_done(self) -> None:
         self.exchange_done(must_close=False)
 
-    def exchange_done(self, *, must_close: bool) -> None:
+    def exchange_done(self, must_close: bool) -> None:
         if self._over:
             return
         self._leave()

@@ -1,17 +1,29 @@
 cimport cython
+from netproxy.decide.match cimport Request, received
+from netproxy.codec.events cimport RequestHead, ResponseHead, request_head, response_head
 
 cdef long _SEEN_CONNECTION, _SEEN_HOP, _SEEN_XFCC, _SEEN_EXPECT, _SEEN_HOST, _SEEN_REQUEST_ID
 cdef long _SEEN_DATE, _SEEN_REASON, _SEEN_UPGRADE, _SEEN_NAMED, _SEEN_TRACE
 cdef long _SEEN_DROPS, _SEEN_RESPONSE_DROPS
 cdef dict _TAGS
 cdef Py_ssize_t _XFCC_SIZE
-cdef object _new
+
+cdef class RequestEdits:
+    cdef readonly bytes xfcc
+    cdef readonly bytes dialled
+    cdef readonly bytes client
+    cdef readonly str forwarded
+    cdef readonly bytes request_id
+    cdef readonly bytes via
 
 @cython.locals(seen=long, field=tuple, name=bytes)
 cpdef long fields_seen(list headers) except -1
 
 @cython.locals(method=bytes, target=bytes, version=bytes, drops_some=bint, headers=list, authority=bytes)
-cpdef edit_request(head, edits, long seen, bytes request_id)
+cpdef RequestHead edit_request(RequestHead head, RequestEdits edits, long seen, bytes request_id)
 
 @cython.locals(status=long, headers=list, seen=long, field=tuple, tag=long)
-cpdef edit_response(head, bint from_agent, bytes date, bytes via)
+cpdef ResponseHead edit_response(ResponseHead head, bint from_agent, bytes date, bytes via)
+
+@cython.locals(target=bytes, authority=bytes, path=str, query=str)
+cpdef Request request_for_match(RequestHead head)

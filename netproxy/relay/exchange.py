@@ -89,11 +89,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from ..codec.events import Headers, RequestHead, ResponseHead
+from ..codec.events import Headers, RequestHead, ResponseHead, request_head, response_head
 from ..codec.strict import asks_to_upgrade
-from ..decide.match import Request
+from ..decide.match import Request, received
 from ..errors import Grpc, Reason
 from .grpc import error_fields, sentence
 
@@ -139,22 +139,33 @@ _TAGS: dict[bytes, int] = {
 }
 _TAGS.update({name: _TAGS.get(name, _SEEN_HOP) for name in _HOP_BY_HOP})
 _XFCC_SIZE = len(XFCC)
-_new: Any = tuple.__new__
-"""Without a NamedTuple's own `__new__`, which takes longer than all the rest."""
 
 
-class RequestEdits(NamedTuple):
-    """What one agent puts into a request. Empty values put nothing."""
+class RequestEdits:
+    """What one agent puts into a request. Empty values put nothing.
 
-    xfcc: bytes = b""
-    dialled: bytes = b""
-    """Host if there is none."""
-    client: bytes = b""
-    """Address, of inbound requests."""
-    forwarded: Literal["append", "set", "preserve"] = "preserve"
-    request_id: bytes = b""
-    """For a request without one."""
-    via: bytes = b""
+    `dialled`: Host if there is none. `client`: its address, of inbound requests. `request_id`: for a request without.
+    """
+
+    def __init__(
+        self,
+        xfcc: bytes = b"",
+        dialled: bytes = b"",
+        client: bytes = b"",
+        forwarded: Literal["append", "set", "preserve"] = "preserve",
+        request_id: bytes = b"",
+        via: bytes = b"",
+    ) -> None:
+        self.xfcc = xfcc
+        self.dialled = dialled
+        self.client = client
+        self.forwarded = forwarded
+        self.request_id = request_id
+        self.via = via
+
+    def dialled_as(self, authority: bytes) -> RequestEdits:
+        """The same for a host that is known by name."""
+        return RequestEdits(self.xfcc, authority, self.client, self.forwarded, self.request_id, self.via)
 
 
 class ResponseEdits(NamedTuple):
@@ -219,9 +230,7 @@ def edit_request(head: RequestHead, edits: RequestEdits, seen: int, request_id: 
         headers.append((b"x-request-id", request_id))
     if edits.via:
         _add_to_list(headers, b"via", version + b" " + edits.via)
-    fields = (1, method, target, headers, b"1.1", head.spelling, head.scheme, head.protocol)
-    made: RequestHead = _new(RequestHead, fields)
-    return made
+    return request_head(1, method, target, headers, b"1.1", head.spelling, head.scheme, head.protocol)
 
 
 def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPONSE_EDITS) -> ResponseHead:
@@ -255,19 +264,18 @@ def edit_response(head: ResponseHead, from_agent: bool, date: bytes, via: bytes)
         headers.append((b"date", date))
     if via:
         _add_to_list(headers, b"via", head.http_version + b" " + via)
-    made: ResponseHead = _new(ResponseHead, (1, status, headers, b"1.1", head.spelling))
-    return made
+    return response_head(1, status, headers, b"1.1", head.spelling)
 
 
 def request_for_http2(head: RequestHead) -> RequestHead:
     """What `request_for_upstream` made, without what HTTP/2 says otherwise (RFC 9113 section 8.2.2)."""
-    return head._replace(headers=[field for field in head.headers if field[0] not in _NOT_IN_HTTP2])
+    return head.replace(headers=[field for field in head.headers if field[0] not in _NOT_IN_HTTP2])
 
 
 def response_for_http2(head: ResponseHead) -> ResponseHead:
     """What `response_for_downstream` made, without what HTTP/2 says otherwise."""
     drops = _NOT_IN_HTTP2_204 if head.status == 204 else _NOT_IN_HTTP2
-    return head._replace(headers=[field for field in head.headers if field[0] not in drops])
+    return head.replace(headers=[field for field in head.headers if field[0] not in drops])
 
 
 def fields_for_http2(headers: Headers) -> Headers:
@@ -277,7 +285,7 @@ def fields_for_http2(headers: Headers) -> Headers:
 
 def chunked(head: RequestHead) -> RequestHead:
     """For content of a length that is not known (RFC 9112 section 6.3)."""
-    return head._replace(headers=[*head.headers, (b"transfer-encoding", b"chunked")])
+    return head.replace(headers=[*head.headers, (b"transfer-encoding", b"chunked")])
 
 
 def fits_http2(head: RequestHead) -> bool:
@@ -423,7 +431,7 @@ def request_for_match(head: RequestHead) -> Request:
         else:
             target, authority = origin_form(head.target)
     path, _, query = target.decode("latin-1").partition("?")
-    return Request(path, None, query, head.method.decode("latin-1"), fields=head.headers, host=authority)
+    return received(path, query, head.method.decode("latin-1"), head.headers, authority)
 
 
 def problem(

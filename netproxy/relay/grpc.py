@@ -77,7 +77,7 @@ def timeout_value(seconds: float) -> bytes:
 def with_timeout(head: RequestHead, seconds: float) -> RequestHead:
     """The head with so much left for its answer."""
     value = timeout_value(seconds)
-    return head._replace(headers=[(name, value if name == TIMEOUT else old) for name, old in head.headers])
+    return head.replace(headers=[(name, value if name == TIMEOUT else old) for name, old in head.headers])
 
 
 # -- statuses -------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
+from netproxy.codec.events cimport Data, End, RequestHead, Trailers
+
 cdef class Replay:
-    cdef object _head
+    cdef RequestHead _head
     cdef bint _reused
     cdef bytearray _body
     cdef list _rest

@@ -17,7 +17,7 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE
 
 
 class Replay:
-    def __init__(self, head: RequestHead, *, reused: bool, shared: bool) -> None:
+    def __init__(self, head: RequestHead, reused: bool, shared: bool) -> None:
         """Of the connection that it goes out on."""
         self._reused = reused and head.method in _IDEMPOTENT
         self._head = head if self._reused or shared else None
@@ -28,16 +28,14 @@ class Replay:
         """Called with all that is sent."""
         if self._head is None:
             return
-        kind = type(event)
-        if kind is Data:
-            assert isinstance(event, Data)
+        if type(event) is Data:
             # Copied into one piece: a body of single octets must not cost an object for each.
             if self._body is None:
                 self._body = bytearray()
             self._body += event.data
             if len(self._body) > MAX_BODY:
                 self.give_up()
-        elif kind is End or kind is Trailers:
+        elif type(event) is End or type(event) is Trailers:
             if self._rest is None:
                 self._rest = []
             self._rest.append(event)

@@ -1,15 +1,22 @@
 cimport cython
-from netproxy.decide.route cimport Choice
+from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
+from netproxy.decide.route cimport Choice, PortTable, Tables
 from netproxy.observe.record cimport Recorder, Who
-from netproxy.relay.facts cimport Path
+from netproxy.relay.downstream cimport Downstream
+from netproxy.relay.exchange cimport RequestEdits, edit_request, edit_response, fields_seen
+from netproxy.relay.facts cimport Path, path_to
 from netproxy.relay.replay cimport Replay
 from netproxy.relay.services cimport Facts, Services
+from netproxy.relay.trace cimport Trace, begin
+from netproxy.relay.upstream cimport Requester, Upstream, UpstreamHttp
 
-cdef class Exchange:
-    cdef object _connection
+cdef object _OK, _DOWNSTREAM_CLOSED
+
+cdef class Exchange(Requester):
+    cdef Downstream _connection
     cdef Services _services
     cdef Facts _facts
-    cdef object _head
+    cdef RequestHead _head
     cdef long _seen
     cdef Path _path
     cdef double _started
@@ -19,7 +26,7 @@ cdef class Exchange:
     cdef object _key
     cdef bint _is_queuing
     cdef list _queue
-    cdef object _sent_head
+    cdef RequestHead _sent_head
     cdef Replay _replay
     cdef object _expectation
     cdef bint _tunnel
@@ -29,11 +36,11 @@ cdef class Exchange:
     cdef bint _response_started
     cdef bint _response_done
     cdef bint _done
-    cdef object _upstream
+    cdef Upstream _upstream
     cdef object _task
     cdef object _waiter
     cdef object _timer
-    cdef object _trace
+    cdef Trace _trace
     cdef long _status
     cdef bint _is_grpc
     cdef long _grpc_status
@@ -48,21 +55,25 @@ cdef class Exchange:
 
     cpdef start(self)
     cdef _go(self, Choice choice)
+    @cython.locals(facts=Facts, head=RequestHead, path=Path, is_http2=bint)
     cdef _connect(self, Choice choice)
+    @cython.locals(kept=UpstreamHttp)
     cdef _own(self, Choice choice)
-    @cython.locals(facts=Facts)
+    @cython.locals(facts=Facts, tables=Tables, port=PortTable)
     cdef Choice _decide(self)
-    @cython.locals(facts=Facts)
-    cdef _request_head(self)
-    cdef _open(self, upstream)
+    @cython.locals(facts=Facts, tables=Tables, edits=RequestEdits, head=RequestHead, request_id=bytes, percent=double)
+    cdef RequestHead _request_head(self)
+    @cython.locals(reused=bint, queue=list)
+    cdef _open(self, Upstream upstream)
     cdef _forward(self, event)
-    cpdef request_data(self, event)
-    cpdef request_end(self, event)
+    cpdef request_data(self, Data event)
+    cpdef request_end(self, End event)
     cpdef downstream_writable(self, bint ok)
-    cpdef upstream_writable(self, bint ok)
-    cpdef response_begins(self)
-    cpdef response(self, event)
+    cdef _count_out(self, Data event)
     cdef _rare_response(self, event)
-    cdef _response_head(self, event)
+    cdef _response_head(self, ResponseHead event)
     cdef _end_way(self, long way)
+    @cython.locals(upstream=Upstream)
     cdef _response_end(self)
+    @cython.locals(facts=Facts, path=Path, who=Who, duration_s=double)
+    cdef _over(self, reason, bint must_close, bint reset, str detail, str decided_by)

@@ -89,18 +89,20 @@ from .grpc import (
 from .logged import Ended, log_request
 from .replay import Replay
 from .shared import Wanted
-from .trace import Trace, begun, traced
-from .upstream import Upstream, UpstreamHttp
+from .trace import Trace, begin, traced
+from .upstream import Requester, Upstream, UpstreamHttp
 
 if TYPE_CHECKING:
     from .shared import Waiter
     from .upstream_h2 import Http2Request
 
+_OK, _DOWNSTREAM_CLOSED = Reason.OK, Reason.DOWNSTREAM_CLOSED
+
 # Why the client's connection is not read, of its `hold`.
 CONNECTING, UPSTREAM_FULL = 1, 2
 
 
-class Exchange:
+class Exchange(Requester):
     """One request and its response."""
 
     def __init__(self, connection: Downstream, head: RequestHead) -> None:
@@ -274,7 +276,7 @@ class Exchange:
         assert self._path is not None
         self._key = key = self._path.key
         kept = self._services.pool.take(key)
-        while kept is not None and kept.stream.closing:
+        while kept is not None and kept.stream.is_closing():
             kept = self._services.pool.take(key)
         if kept is not None:
             self._open(kept)
@@ -337,35 +339,39 @@ class Exchange:
             raise Refused(Reason.MTLS_REQUIRED, detail, facts.workload)
         if facts.port is None:
             return Choice(ServiceKey(""), tables.direct(facts.dst.host, facts.dst.port), "", 0.0)
-        port = tables.ports.get((facts.port.service, facts.port.port))
-        if port is None:
-            raise Refused(Reason.NO_ROUTE, f"service {facts.port.service} is gone", facts.port.service)
+        port = facts.table
+        if port is None or facts.table_version != tables.version:
+            port = tables.ports.get((facts.port.service, facts.port.port))
+            if port is None:
+                raise Refused(Reason.NO_ROUTE, f"service {facts.port.service} is gone", facts.port.service)
+            facts.table, facts.table_version = port, tables.version
         return tables.route(port, request_for_match(self._head), facts.families)
 
     def _request_head(self) -> RequestHead:
-        facts, mesh = self._facts, self._services.tables.mesh
+        facts, tables = self._facts, self._services.tables
         edits = facts.edits
-        if edits is None or facts.edits_for is not mesh:
+        if edits is None or facts.edits_for is not tables.mesh:
+            mesh = facts.edits_for = tables.mesh
             edits = facts.edits = RequestEdits(
                 xfcc=xfcc_value(facts.shard.identity, facts.peer, facts.peer_sha256) if facts.peer else b"",
                 dialled=authority_of(facts.dst.host, facts.dst.port),
                 client=facts.client.host.encode() if facts.inbound else b"",
                 forwarded=mesh.forwarded,
-                via=mesh.via.encode(),
+                via=tables.via,
             )
-            facts.edits_for = mesh
         if self._targets is not None and self._targets.permission.name:
-            edits = edits._replace(dialled=authority_of(self._targets.permission.name, facts.dst.port))
+            edits = edits.dialled_as(authority_of(self._targets.permission.name, facts.dst.port))
         request_id = b""
-        if mesh.request_id and (not self._seen & SEEN_REQUEST_ID or self._seen & SEEN_CONNECTION):
+        if tables.gives_ids and (not self._seen & SEEN_REQUEST_ID or self._seen & SEEN_CONNECTION):
             request_id = self._services.new_id()
         head = edit_request(self._head, edits, self._seen, request_id)
-        percent = mesh.trace_percent
+        percent = tables.trace_percent
         if percent >= 0.0:
-            trace = begun if not self._seen & SEEN_TRACE else traced
-            headers, self._trace = trace(head.headers, self._services.trace_ids, percent)
-            if headers is not head.headers:
-                head = head._replace(headers=headers)
+            if not self._seen & SEEN_TRACE:
+                self._trace = begin(head.headers, self._services.trace_ids, percent)
+            else:
+                headers, self._trace = traced(head.headers, self._services.trace_ids, percent)
+                head = head.replace(headers=headers)
         return head
 
     def _dial(self) -> None:
@@ -421,14 +427,14 @@ class Exchange:
 
     def _open(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        if not self._connection.is_writable:
+        if not self._connection.takes_more():
             upstream.hold(True)
         upstream.begin(self)
         # On a fresh one of its own it is no race that is lost, and after a replay there is no other.
         self._reused = reused = upstream.reused
         self._replay = None
         if not self._attempts and (reused or upstream.is_shared):
-            self._replay = Replay(self._sent_head, reused=reused, shared=upstream.is_shared)
+            self._replay = Replay(self._sent_head, reused, upstream.is_shared)
         self._attempts += 1
         if self._services.access.on:
             self._connected_at = self._services.now()
@@ -519,14 +525,13 @@ class Exchange:
 
     def response(self, event: Event) -> None:
         """An event from the upstream."""
-        kind = type(event)
         try:
-            if kind is ResponseHead:
-                self._response_head(event)  # type: ignore[arg-type]
-            elif kind is Data:
-                self._moved_out += len(event.data)  # type: ignore[union-attr]
+            if type(event) is ResponseHead:
+                self._response_head(event)
+            elif type(event) is Data:
+                self._count_out(event)
                 self._connection.send(event)
-            elif kind is End:
+            elif type(event) is End:
                 if self._tunnel:
                     self._connection.end_sending()
                     self._end_way(1)
@@ -540,11 +545,14 @@ class Exchange:
             self._drop_upstream()
             self._fail(Reason.UPSTREAM_PROTOCOL, f"the response can't be passed on: {exc}")
 
+    def _count_out(self, event: Data) -> None:
+        self._moved_out += len(event.data)
+
     def _rare_response(self, event: Event) -> None:
         match event:
             case Informational():
                 if self._expectation is None or self._expectation.passes(event.status):
-                    self._connection.send(event._replace(headers=without_ours(event.headers)))
+                    self._connection.send(event.replace(headers=without_ours(event.headers)))
             case Trailers():
                 if self._is_grpc:
                     self._grpc_status = status_of(event.headers)
@@ -570,9 +578,8 @@ class Exchange:
             self._ends_early = self._connection.protocol == "http/2" and may_end_early(event)
         if self._services.access.on:
             self._head_at = self._services.now()
-        via = self._services.tables.mesh.via
         from_agent = self._key is not None and self._key.tls != ""
-        self._connection.send(edit_response(event, from_agent, self._services.date(), via.encode() if via else b""))
+        self._connection.send(edit_response(event, from_agent, self._services.date(), self._services.tables.via))
         if event.status == 101 or (self._head.method == b"CONNECT" and event.status < 300):
             self._begin_tunnel()
 
@@ -599,7 +606,7 @@ class Exchange:
         assert upstream is not None
         if self._request_sent:
             upstream.idle()
-            self._finish(Reason.OK)
+            self._over(_OK, False, False, "", "")
         else:
             # An early answer: the endpoint does not want the rest of the body. It may never read what is queued for it.
             upstream.abort()
@@ -642,7 +649,7 @@ class Exchange:
             self._fail(Reason.DRAINING, "the tunnel did not end in time")
 
     def _idle_timeout(self) -> None:
-        if self._response_started and not self._connection.is_writable:
+        if self._response_started and not self._connection.takes_more():
             self._fail(Reason.IDLE_TIMEOUT, "the client read nothing for the idle timeout")
         elif self._request_sent:
             self._fail(Reason.UPSTREAM_TIMEOUT, "nothing moved for the idle timeout")
@@ -726,6 +733,9 @@ class Exchange:
         self, reason: Reason, *, must_close: bool = False, reset: bool = False, detail: str = "", decided_by: str = ""
     ) -> None:
         """`detail` and `decided_by` are for the access log."""
+        self._over(reason, must_close, reset, detail, decided_by)
+
+    def _over(self, reason: Reason, must_close: bool, reset: bool, detail: str, decided_by: str) -> None:
         if self._done:
             return
         self._done = True
@@ -763,10 +773,10 @@ class Exchange:
         if reset:
             self._connection.reset()
         elif self._tunnel:
-            if reason is Reason.OK:
+            if reason is _OK:
                 self._connection.tunnel_done()
-        elif reason is not Reason.DOWNSTREAM_CLOSED:
-            self._connection.exchange_done(must_close=must_close)
+        elif reason is not _DOWNSTREAM_CLOSED:
+            self._connection.exchange_done(must_close)
 
     def _record_span(self, trace: Trace, who: Who, reason: Reason, duration_s: float) -> None:
         head, facts = self._head, self._facts

@@ -1,4 +1,7 @@
-from netproxy.decide.route cimport Tables
+from netproxy.decide.route cimport PortTable, Tables
+from netproxy.observe.record cimport Recorder
+from netproxy.relay.trace cimport Ids
+from netproxy.upstream.pool cimport Pool
 
 cdef class _Ids:
     cdef bytes _octets
@@ -12,9 +15,9 @@ cdef class Services:
     cdef public object loop
     cdef public object now
     cdef public Tables tables
-    cdef public object pool
+    cdef public Pool pool
     cdef public object dialer
-    cdef public object recorder
+    cdef public Recorder recorder
     cdef public set live
     cdef public bint draining
     cdef public object resolver
@@ -22,7 +25,7 @@ cdef class Services:
     cdef public object date
     cdef public object access
     cdef public object shared
-    cdef public object trace_ids
+    cdef public Ids trace_ids
     cdef public object spans
     cdef public object wall
 
@@ -43,3 +46,5 @@ cdef class Facts:
     cdef public long paths_version
     cdef public object edits
     cdef public object edits_for
+    cdef public PortTable table
+    cdef public long table_version

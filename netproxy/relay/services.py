@@ -62,17 +62,22 @@ class _Ids:
             self._octets, at = hexlify(os.urandom(4096)), 0
         self._at = at + 32
         text = self._octets
-        return b"%b-%b-4%b-%b%b-%b" % (
-            text[at : at + 8],
-            text[at + 8 : at + 12],
-            text[at + 13 : at + 16],
-            _VARIANT[text[at + 16]],
-            text[at + 17 : at + 20],
-            text[at + 20 : at + 32],
+        return b"".join(
+            (
+                text[at : at + 8],
+                b"-",
+                text[at + 8 : at + 12],
+                b"-4",
+                text[at + 13 : at + 16],
+                _VARIANTS[text[at + 16] & 3],
+                text[at + 17 : at + 20],
+                b"-",
+                text[at + 20 : at + 32],
+            )
         )
 
 
-_VARIANT = {ord(digit): b"%x" % (8 | int(digit, 16) & 3) for digit in "0123456789abcdef"}
+_VARIANTS = (b"-8", b"-9", b"-a", b"-b")
 
 
 class _WallClock:
@@ -164,3 +169,6 @@ class Facts:
         self.paths_version = -1
         self.edits: RequestEdits | None = None
         self.edits_for: MeshShard | None = None
+        self.table: PortTable | None = None
+        """Of `port`, as it is in the version `table_version` of the tables."""
+        self.table_version = -1

@@ -10,7 +10,7 @@ stream goes to the other pool, who waits goes there, and for `SPEAKS_HTTP1_S` no
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..addr import WorkloadKey
 from ..decide.route import Choice
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
 
 SPEAKS_HTTP1_S = 30.0
 _MAX_KNOWN = 4096
-
-
-class Sharer(Requester, Protocol):
-    """Who wants a request on a shared connection. While it waits, exactly one of these comes, unless it `forgets`."""
-
-    def upstream_ready(self, upstream: Http2Request) -> None: ...
-
-    def upstream_failed(self, exc: UpstreamError) -> None: ...
-
-    def upstream_speaks_http1(self) -> None: ...
 
 
 _MAX_DIALS = 3
@@ -59,7 +49,7 @@ class Waiter:
 
     __slots__ = ("sharer", "wanted")
 
-    def __init__(self, sharer: Sharer, wanted: Wanted) -> None:
+    def __init__(self, sharer: Requester, wanted: Wanted) -> None:
         self.sharer = sharer
         self.wanted = wanted
 
@@ -100,7 +90,7 @@ class SharedConnections:
         connection = self._pool.take(key)
         return Http2Request(connection) if connection is not None else None
 
-    def wait(self, key: PoolKey, sharer: Sharer, wanted: Wanted) -> Waiter:
+    def wait(self, key: PoolKey, sharer: Requester, wanted: Wanted) -> Waiter:
         """Nothing could be taken. To be given to `forget` by who waits no longer. Raises Refused."""
         waiter = Waiter(sharer, wanted)
         dials = self._pool.wait(key, waiter)

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """The trace that a request belongs to: continued if it names one, else begun. PURE: octets at random are an argument.
 
 Each agent is a span: its id replaces the caller's in what goes on, and the caller's becomes its parent. Rules, the
@@ -18,8 +19,8 @@ Threat: the caller chooses ids and sampling. Ids are checked for form, and nothi
 from __future__ import annotations
 
 import re
+from binascii import hexlify
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..codec.events import Headers
 
@@ -42,40 +43,42 @@ _is_b3_span = re.compile(rb"(?!0+\Z)[0-9a-f]{16}").fullmatch
 _SAYS = {b"1": b"1", b"0": b"0", b"d": b"d", b"true": b"1", b"false": b"0"}
 
 
-class Trace(NamedTuple):
+class Trace:
     """Ids in hexadecimal digits. `parent_id`: of the caller's span, b"" if we begin."""
 
-    trace_id: bytes
-    span_id: bytes
-    parent_id: bytes
-    sampled: bool
+    def __init__(self, trace_id: bytes, span_id: bytes, parent_id: bytes, sampled: bool) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.parent_id = parent_id
+        self.sampled = sampled
 
 
 class Ids:
     """Ids out of `entropy`, which gives that many octets at random. One per process: a fork would repeat ids."""
 
-    def __init__(self, entropy: Callable[[int], bytes], block: int = 1024) -> None:
+    def __init__(self, entropy: Callable[[int], bytes], block: int = 4096) -> None:
         self._entropy = entropy
         self._block = block
-        self._digits = ""
+        self._digits = b""
         self._at = 0
 
     def take(self, digits: int) -> bytes:
         """So many (at most 32) hexadecimal digits, not all of them 0."""
         while True:
             if self._at + digits > len(self._digits):
-                self._digits, self._at = self._entropy(self._block).hex(), 0
+                self._digits, self._at = hexlify(self._entropy(self._block)), 0
             taken = self._digits[self._at : self._at + digits]
             self._at += digits
-            if taken.strip("0"):
-                return taken.encode()
+            if taken.strip(b"0"):
+                return taken
 
 
 def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
     """The fields as they go on, and what a record of the request says. Of new traces `percent` are sampled."""
     found = [field for field in headers if field[0] in _ALL]
     if not found:
-        return begun(headers, ids, percent)
+        headers = list(headers)
+        return headers, begin(headers, ids, percent)
     parents = [value for name, value in found if name == b"traceparent"]
     if len(parents) == 1 and (match := _is_traceparent(parents[0])) and not (parents[0][:2] == b"00" and match[4]):
         # Sampled, and random (level 2): flags that we don't know are 0 (section 3.2.2.5).
@@ -110,11 +113,11 @@ def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
     ], trace
 
 
-def begun(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
-    """As `traced`, for fields that name no trace."""
+def begin(headers: Headers, ids: Ids, percent: float) -> Trace:
+    """As `traced`, for fields that name no trace: one is added."""
     trace = _begin(ids, percent, b"")
     headers.append((b"traceparent", _traceparent(trace, 0)))
-    return headers, trace
+    return trace
 
 
 def _without(headers: Headers, drops: frozenset[bytes] | set[bytes]) -> Headers:
@@ -128,7 +131,10 @@ def _is_short(found: Headers) -> bool:
 
 
 def _traceparent(trace: Trace, flags: int) -> bytes:
-    return b"00-%b-%b-0%d" % (trace.trace_id, trace.span_id, flags | trace.sampled)
+    return b"-".join((b"00", trace.trace_id, trace.span_id, _FLAGS[flags | trace.sampled]))
+
+
+_FLAGS = (b"00", b"01", b"02", b"03")
 
 
 def _is_drawn(trace_id: bytes, percent: float) -> bool:

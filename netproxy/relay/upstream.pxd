@@ -1,24 +1,41 @@
+from netproxy.codec.engine cimport H1Engine
+from netproxy.codec.events cimport End, RequestHead, ResponseHead
 from netproxy.relay.services cimport Services
+from netproxy.stream cimport Stream
 
-cdef class UpstreamHttp:
-    cdef object _asked
+cdef class Requester:
+    cpdef upstream_writable(self, bint ok)
+    cpdef response_begins(self)
+    cpdef response(self, event)
+
+cdef class Upstream:
+    cdef readonly bint is_shared
+    cdef readonly bint reused
+
+    cpdef begin(self, Requester exchange)
+    cpdef send(self, event)
+    cpdef hold(self, bint on)
+    cpdef begin_tunnel(self)
+    cpdef end_sending(self)
+    cpdef tunnel_done(self)
+    cpdef idle(self)
+    cpdef abort(self)
+
+cdef class UpstreamHttp(Upstream):
+    cdef RequestHead _asked
     cdef bint _closed
     cdef double _done_at
-    cdef object _engine
-    cdef object _exchange
-    cdef object _head
+    cdef H1Engine _engine
+    cdef Requester _exchange
+    cdef RequestHead _head
     cdef Services _services
     cdef bint _tunnel
     cdef long _uses
     cdef bint _writable
     cdef readonly object key
-    cdef readonly object stream
+    cdef readonly Stream stream
     cdef readonly object workload
 
-    cpdef begin(self, exchange)
-    cpdef send(self, event)
     cdef _send(self, event)
-    cpdef hold(self, bint on)
-    cpdef idle(self)
     cpdef data_received(self, bytes data)
-    cdef _dispatch(self, events)
+    cdef _dispatch(self, list events)

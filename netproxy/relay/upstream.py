@@ -11,82 +11,105 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..codec import h2
 from ..codec.events import ConnectionClosed, End, Event, RequestHead, ResponseHead
 from ..codec.h1 import H1Client, H1Limits, client_engine
-from ..errors import Reason, RemoteProtocolError
+from ..errors import Reason, RemoteProtocolError, UpstreamError
 from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .exchange import chunked
 from .services import Services
 
+if TYPE_CHECKING:
+    from .upstream_h2 import Http2Request
+
 _MOSTLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT"))
 """A chunked body, even an empty one, is nothing that servers expect in them."""
 
 
-class Requester(Protocol):
-    """What an upstream connection tells whom it works for."""
+class Requester:
+    """What an upstream connection tells whom it works for. Classes and no protocols, as `downstream.Downstream`."""
 
-    def upstream_writable(self, ok: bool) -> None: ...
+    def upstream_writable(self, ok: bool) -> None:
+        raise NotImplementedError
 
-    def response_begins(self) -> None: ...
+    def response_begins(self) -> None:
+        raise NotImplementedError
 
-    def response(self, event: Event) -> None: ...
+    def response(self, event: Event) -> None:
+        raise NotImplementedError
 
     def upstream_gone(self, reason: Reason, detail: str, *, untouched: bool = False, code: int = -1) -> None:
         """It is over before its time. `untouched`: the endpoint says that it has not begun with the request. `code`: of
         HTTP/2, with which the endpoint reset it; -1: it did not."""
+        raise NotImplementedError
+
+    # While it waits in `shared`, exactly one of these comes, unless it `forgets`.
+
+    def upstream_ready(self, upstream: Http2Request) -> None:
+        raise NotImplementedError
+
+    def upstream_failed(self, exc: UpstreamError) -> None:
+        raise NotImplementedError
+
+    def upstream_speaks_http1(self) -> None:
+        raise NotImplementedError
 
 
-class Upstream(Protocol):
+class Upstream:
     """The door from a request to what carries it to an endpoint: a connection of its own, or a stream of a shared one.
 
     Begins with `begin`, ends with exactly one of `idle`, `tunnel_done` and `abort`, or with `upstream_gone`. After
     `begin_tunnel` and `end_sending` only `tunnel_done` or `abort` follow.
     """
 
-    @property
-    def reused(self) -> bool:
+    def __init__(self, is_shared: bool) -> None:
+        self.is_shared = is_shared
+        """Others use the connection too: the endpoint may refuse this request alone, without having begun with it."""
+        self.reused = False
         """The connection carried something before: the endpoint may be closing it just now."""
 
-    @property
-    def is_shared(self) -> bool:
-        """Others use the connection too: the endpoint may refuse this request alone, without having begun with it."""
-
-    def begin(self, exchange: Requester) -> None: ...
+    def begin(self, exchange: Requester) -> None:
+        raise NotImplementedError
 
     def send(self, event: Event) -> None:
         """Of stream 1, whatever its number is to the endpoint. Raises LocalProtocolError; Refused for a head that the
         protocol can't say."""
+        raise NotImplementedError
 
     def hold(self, on: bool) -> None:
         """Bring nothing more of the response for now. What is under way may still come, bounded by a window."""
+        raise NotImplementedError
 
     def begin_tunnel(self) -> None:
         """The endpoint granted it: from now on an end of stream is half a close."""
+        raise NotImplementedError
 
     def end_sending(self) -> None:
         """The tunnel's way to the endpoint is over."""
+        raise NotImplementedError
 
     def tunnel_done(self) -> None:
         """Both ways of the tunnel are over. What is queued goes out first, if the endpoint reads it."""
+        raise NotImplementedError
 
     def idle(self) -> None:
         """Request and response are complete (or nothing was sent)."""
+        raise NotImplementedError
 
     def abort(self) -> None:
         """Give the request up. Nothing more is told of it."""
+        raise NotImplementedError
 
 
-class UpstreamHttp:
+class UpstreamHttp(Upstream):
     """One upstream connection: busy with an exchange, or idle in the pool. The sink of its stream."""
-
-    is_shared = False
 
     def __init__(self, key: PoolKey, stream: Stream, services: Services) -> None:
         """The connection was reserved in the pool; `closed` there is called when it is gone."""
+        Upstream.__init__(self, False)
         mesh = services.tables.mesh
         self.key = key
         self.workload = key.workload
@@ -109,15 +132,12 @@ class UpstreamHttp:
     def __repr__(self) -> str:
         return f"<UpstreamHttp {self.key.endpoint} uses={self._uses} {'busy' if self._exchange else 'idle'}>"
 
-    @property
-    def reused(self) -> bool:
-        return self._uses > 1
-
     def begin(self, exchange: Requester) -> None:
         self._uses += 1
+        self.reused = self._uses > 1
         self._exchange = exchange
         self._head = self._asked = None
-        self._engine.keep_spelling(self._services.tables.mesh.header_case == "preserve")
+        self._engine.keep_spelling(self._services.tables.keeps_spelling)
         if not self._writable:
             # An endpoint that answered the request before without reading all of it.
             exchange.upstream_writable(False)
@@ -149,9 +169,9 @@ class UpstreamHttp:
             self._send(chunked(head))
 
     def _send(self, event: Event) -> None:
-        buffers = self._engine.send(1, event)
-        if buffers:
-            self.stream.write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+        octets = self._engine.encode(event)
+        if octets:
+            self.stream.write(octets)
 
     def hold(self, on: bool) -> None:
         if on:
@@ -162,9 +182,9 @@ class UpstreamHttp:
     def idle(self) -> None:
         """The exchange is over; wait for another, if the protocol allows."""
         self._exchange = None
-        if self.stream.closing:
+        if self.stream.is_closing():
             return
-        if not self._engine.reusable or self._services.draining:
+        if not self._engine.is_reusable() or self._services.draining:
             self.stream.close()
             return
         self.stream.resume_reading()
@@ -223,9 +243,9 @@ class UpstreamHttp:
             exchange = self._exchange
             if exchange is None:
                 break
-            if isinstance(event, ConnectionClosed):
+            if type(event) is ConnectionClosed:
                 self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: closed without an answer")
-            elif self._asked is not None and isinstance(event, ResponseHead):
+            elif self._asked is not None and type(event) is ResponseHead:
                 self._answered(exchange, event, self._asked)
             else:
                 exchange.response(event)

@@ -1,3 +1,5 @@
+from netproxy.relay.upstream cimport Upstream
+
 cdef class Http2Connection:
     cdef public bint _answered
     cdef public bint _closed
@@ -34,7 +36,7 @@ cdef class Http2Connection:
     cpdef _flush(self)
     cpdef _write(self)
 
-cdef class Http2Request:
+cdef class Http2Request(Upstream):
     cdef public object _connection
     cdef public object _exchange
     cdef public object _full
@@ -43,11 +45,6 @@ cdef class Http2Request:
     cdef public object _protocol
     cdef public object _sent
     cdef public object _stream_id
-    cdef public object reused
 
-    cpdef begin(self, exchange)
-    cpdef send(self, event)
-    cpdef hold(self, bint on)
-    cpdef idle(self)
     cpdef event(self, event)
 

@@ -46,10 +46,10 @@ from ..errors import LocalProtocolError, Reason, Refused, RemoteProtocolError, U
 from ..stream import Stream
 from ..upstream.pool import PoolKey
 from .exchange import request_for_http2, upgrade_protocols
+from .upstream import Requester, Upstream
 
 if TYPE_CHECKING:
     from .shared import SharedConnections
-    from .upstream import Requester
 
 MAX_RESETS = 100
 """Requests that clients give up cost the endpoint's patience: servers end connections that reset many streams (rapid
@@ -366,12 +366,11 @@ class Http2Connection:
             request.gone(reason, detail)
 
 
-class Http2Request:
+class Http2Request(Upstream):
     """One request on a shared connection, from `begin` to its end: the `Upstream` of an exchange."""
 
-    is_shared = True
-
     def __init__(self, connection: Http2Connection) -> None:
+        Upstream.__init__(self, True)
         self._connection: Http2Connection | None = connection
         self._exchange: Requester | None = None
         self._stream_id = 0

@@ -63,7 +63,11 @@ def outcome(call: Callable[[Any], Any], engine: Any) -> Any:
 
 def condition(engine: Any) -> tuple[Any, ...]:
     both = (engine.must_close, engine.reusable)
-    return (*both, engine.buffered, engine.is_full) if hasattr(engine, "is_full") else both
+    assert (engine.is_last(), engine.is_reusable()) == both
+    if not isinstance(engine, SERVERS):
+        return both
+    assert (engine.held(), engine.is_stuffed()) == (engine.buffered, engine.is_full)
+    return (*both, engine.buffered, engine.is_full)
 
 
 # --- octets
@@ -189,7 +193,7 @@ def play(pair: Pair, steps: list[Any]) -> None:
         if step == "goaway":
             pair.both(lambda engine: engine.goaway())
         elif step == "resume":
-            if hasattr(pair.engines[0], "resume"):
+            if isinstance(pair.engines[0], SERVERS):
                 pair.resume()
         elif pair.send(step) == "misused":
             pair.send(End(1))

@@ -241,15 +241,15 @@ class Play:
         ]
         head = rng.choice(usual)
         if rng.random() < 0.2:
-            head = head._replace(headers=[*head.headers, (rng.choice(NAMES), rng.choice(VALUES))])
+            head = head.replace(headers=[*head.headers, (rng.choice(NAMES), rng.choice(VALUES))])
         if rng.random() < 0.05:
-            head = head._replace(target=rng.choice(VALUES))
+            head = head.replace(target=rng.choice(VALUES))
         if rng.random() < 0.05:
-            head = head._replace(method=rng.choice(VALUES))
+            head = head.replace(method=rng.choice(VALUES))
         if rng.random() < 0.05:
-            head = head._replace(scheme=rng.choice(VALUES))
+            head = head.replace(scheme=rng.choice(VALUES))
         number = self.pair.engines[0].next_stream_id if rng.random() < 0.95 else rng.choice([1, 2, 99])
-        self.send(head._replace(stream_id=number))
+        self.send(head.replace(stream_id=number))
         self.last = self.pair.engines[0].next_stream_id - 2
         if rng.random() < 0.5:
             self.send(End(self.stream()))

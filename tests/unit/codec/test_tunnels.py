@@ -123,7 +123,7 @@ def test_framing_is_no_part_of_an_answer_that_grants_a_tunnel() -> None:
     for request_, (head, octets_sent) in GRANTED.items():
         engine = server_engine()
         engine.receive(request_)
-        assert sent(engine, head._replace(headers=[(b"content-length", b"7"), *head.headers])) == octets_sent
+        assert sent(engine, head.replace(headers=[(b"content-length", b"7"), *head.headers])) == octets_sent
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_spelling_is_kept_on_request() -> None:
     client = client_engine()
     client.keep_spelling(True)
     assert (
-        sent(client, head._replace(headers=[(b"new", b"3"), *head.headers]))
+        sent(client, head.replace(headers=[(b"new", b"3"), *head.headers]))
         == b"GET / HTTP/1.1\r\nnew: 3\r\nHOST: a\r\nX-a: 1\r\nX-a: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     sent(client, End(1))
@@ -268,6 +268,6 @@ def test_spelling_changes_nothing_else(path) -> None:
                 value: key for key, value in spelled.spelling.items()
             }
             assert set(spelled.spelling) == {name for name, _ in spelled.headers}
-            assert spelled._replace(spelling=None) == event
+            assert spelled.replace(spelling=None) == event
         else:
             assert spelled == event

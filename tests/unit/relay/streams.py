@@ -54,7 +54,7 @@ WEB_ENDPOINT = Endpoint("10.0.0.1", 8080, workload=WorkloadKey("shop/web-1"))
 OTHER_ENDPOINT = Endpoint("10.0.0.2", 8080, workload=WorkloadKey("shop/other-1"))
 
 
-class FakeStream:
+class FakeStream(Stream):
     def __init__(self, sink: Sink | None = None) -> None:
         self._delivery = Delivery(sink, lambda: None)
         self._queue = bytearray()

@@ -199,9 +199,9 @@ def test_a_missing_host_is_what_was_dialled() -> None:
     """HTTP/1.0 may leave it out, the HTTP/1.1 that goes on may not."""
     head = RequestHead(1, b"GET", b"/", [(b"x", b"1")], b"1.0")
     assert request_for_upstream(head, RequestEdits(dialled=b"web:81")).headers == [(b"host", b"web:81"), (b"x", b"1")]
-    named = head._replace(headers=[HOST])
+    named = head.replace(headers=[HOST])
     assert request_for_upstream(named, RequestEdits(dialled=b"web:81")).headers == [HOST]
-    absolute = head._replace(target=b"http://h/")
+    absolute = head.replace(target=b"http://h/")
     assert request_for_upstream(absolute, RequestEdits(dialled=b"web:81")).headers == [(b"host", b"h"), (b"x", b"1")]
 
 
