@@ -945,7 +945,7 @@ cdef class _Connection(H1Engine):
                 named = connection_options([(name.lower(), value) for name, value in headers])
                 kept = [option for option in named if option not in (b"close", b"keep-alive")]
                 headers = [field for field in headers if field[0].lower() != _N_CONNECTION]
-            headers.append((_N_CONNECTION, b", ".join([*kept, b"close"])))
+            headers = [*headers, (_N_CONNECTION, b", ".join([*kept, b"close"]))]
         return headers
 
 
@@ -1007,7 +1007,7 @@ cdef class H1NativeServer(_Connection):
                 headers = _without_framing(headers)
                 checked.left = OUT_UNTIL_CLOSE
         elif checked.left == OUT_UNTIL_CLOSE and status != 304:
-            headers.append((_N_CODING, _CHUNKED))
+            headers = [*headers, (_N_CODING, _CHUNKED)]
             checked.left = OUT_CHUNKED
         headers = self._settle_connection(headers, checked.has_connection)
         bodiless = status == 204 or status == 304 or (self._has_request and self._request_method is _HEAD)
@@ -1079,8 +1079,10 @@ cdef class H1NativeClient(_Connection):
         cdef list headers
         if not self._is_idle():
             raise LocalProtocolError("the connection is not ready for another request")
-        method = _METHODS.get(method, method)
-        if method is _CONNECT or not _is_origin_form(target) or not is_token(method):
+        known = _METHODS.get(method)
+        if known is not None:
+            method = <bytes>known
+        if method is _CONNECT or not _is_origin_form(target) or (known is None and not is_token(method)):
             if (rule := check_target(method, target)) is not None:
                 raise LocalProtocolError(rule.detail)
             if not _is_visible(target):
@@ -1109,7 +1111,7 @@ cdef class H1NativeClient(_Connection):
 
 
 cdef class Outgoing:
-    """A copy of fields that may be sent, and what they say. `left`: as of `_Connection._out_left`."""
+    """Fields that may be sent, and what they say. They are the sender's: not to be changed. `left`: as of `_Connection._out_left`."""
 
     cdef list headers
     cdef bint framed
@@ -1125,12 +1127,12 @@ cdef class Outgoing:
         return _options(self.headers) & O_UPGRADE
 
 
-cdef Outgoing _checked(fields):
+cdef Outgoing _checked(list fields):
     cdef Outgoing out = Outgoing.__new__(Outgoing)
     cdef bytes name
     cdef bytes value
     cdef int tag
-    out.headers = list(fields)
+    out.headers = fields
     out.left = OUT_UNTIL_CLOSE
     for name, value in fields:
         tag = _check_field(name, value)
@@ -1210,18 +1212,12 @@ cdef list _without_framing(list headers):
 
 
 cdef bytes _response_head(int status, list headers, spelling):
-    return _head(_STATUS_LINE, _status_text(status), REASON_PHRASES.get(status, _EMPTY), _CRLF, headers, spelling)
+    return _head(<bytes>_STATUS_LINES[status], _EMPTY, _EMPTY, _EMPTY, headers, spelling)  # 100 to 999: checked
 
 
-cdef bytes _STATUS_LINE = b"HTTP/1.1 "
 cdef bytes _VERSION_END = b" HTTP/1.1\r\n"
 cdef bytes _SPACE = b" "
-cdef bytes _CRLF = b"\r\n"
-cdef list _STATUS_TEXTS = [b"%d " % status for status in range(1000)]
-
-
-cdef bytes _status_text(int status):
-    return <bytes>_STATUS_TEXTS[status]  # 100 to 999: checked
+cdef list _STATUS_LINES = [b"HTTP/1.1 %d %b\r\n" % (status, REASON_PHRASES.get(status, b"")) for status in range(1000)]
 
 
 cdef bytes _head(bytes a, bytes b, bytes c, bytes d, list headers, spelling):

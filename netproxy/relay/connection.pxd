@@ -5,7 +5,6 @@ from netproxy.relay.request cimport Exchange
 from netproxy.stream cimport Stream
 
 cdef class HttpConnection(Downstream):
-    cdef double _activity
     cdef bint _close_after
     cdef bint _is_fresh
     cdef H1Engine _engine

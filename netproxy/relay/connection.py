@@ -44,7 +44,6 @@ class HttpConnection(Downstream):
         self._writable = True
         self._close_after = self._peer_ended = False
         self._want_resume = self._pumping = False
-        self._activity = services.now()
         self._head_since = 0.0
         """When the first octet of an incomplete head arrived; 0.0 while there is none."""
         self._linger_until = 0.0
@@ -69,7 +68,7 @@ class HttpConnection(Downstream):
                 # What it still sends waits in the kernel until `_linger_until`: a reset would overtake our answer.
                 self.stream.pause_reading()
             return
-        self._activity = self.services.now()
+        self.activity = self.services.now()
         self._is_fresh = False
         # Each time, since connections of the pool of another agent stay for long.
         self._engine.keep_spelling(self.services.tables.keeps_spelling)
@@ -113,17 +112,17 @@ class HttpConnection(Downstream):
     def check(self, now: float) -> None:
         mesh = self.services.tables.mesh
         if self._linger_until:
-            if now - self._activity >= mesh.idle_timeout_s:
+            if now - self.activity >= mesh.idle_timeout_s:
                 self.stream.abort()
             elif now >= self._linger_until:
                 # No reset: it would take back what a slow client has not read yet.
                 self.stream.close()
         elif self._exchange is not None:
-            self._exchange.check(now - self._activity)
+            self._exchange.check(now - self.activity)
         elif self._head_since:
             if now - self._head_since >= mesh.header_timeout_s:
                 self.refuse(Reason.HEAD_TIMEOUT, "the request head is not complete")
-        elif now - self._activity >= mesh.idle_timeout_s:
+        elif now - self.activity >= mesh.idle_timeout_s:
             if self.stream.buffered():
                 # It does not read either, so a close would wait for ever.
                 self.stream.abort()
@@ -218,7 +217,6 @@ class HttpConnection(Downstream):
         """The response is complete. What is left of the request, if anything, is read and dropped."""
         self._exchange = None
         self._holds = 0
-        self._activity = self.services.now()
         if must_close or self._close_after or self._engine.is_last():
             self.linger()
             return
@@ -231,7 +229,7 @@ class HttpConnection(Downstream):
             self._pump(())
 
     def touch(self) -> None:
-        self._activity = self.services.now()
+        self.activity = self.services.now()
 
     def hold(self, why: int, on: bool) -> None:
         holds = self._holds | why if on else self._holds & ~why
@@ -264,7 +262,7 @@ class HttpConnection(Downstream):
         """Both ways are over. What is still queued goes out first."""
         self._exchange = None
         self._holds = 0
-        self._activity = self.services.now()
+        self.activity = self.services.now()
         self.stream.close()
 
     def announce_close(self) -> None:

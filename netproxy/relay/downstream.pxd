@@ -4,6 +4,7 @@ cdef class Downstream:
     cdef readonly Facts facts
     cdef readonly Services services
     cdef readonly str protocol
+    cdef public double activity
 
     cpdef bint takes_more(self) except -1
     cpdef attach(self, exchange)

@@ -31,6 +31,8 @@ class Downstream:
         self.services = services
         self.protocol = protocol
         """As metrics and the access log name it: ``http/1.1``, ``http/2``."""
+        self.activity = services.now()
+        """When something moved last."""
 
     def takes_more(self) -> bool:
         """Does the client take more? What is sent regardless is kept, so only what is under way should be."""
@@ -68,7 +70,7 @@ class Downstream:
         raise NotImplementedError
 
     def exchange_done(self, must_close: bool) -> None:
-        """The response is complete. `must_close`: where one request follows the other, none may follow this one."""
+        """The response is complete, at `activity`. `must_close`: where one request follows the other, none may follow this one."""
         raise NotImplementedError
 
     def reset(self) -> None:

@@ -1,7 +1,6 @@
 from netproxy.relay.downstream cimport Downstream
 
 cdef class Http2Stream(Downstream):
-    cdef public double _activity
     cdef public bint _blocked
     cdef public object _connection
     cdef public bint _ended

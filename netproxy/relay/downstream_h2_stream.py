@@ -56,7 +56,6 @@ class Http2Stream(Downstream):
         self._over = False
         """There is no exchange any more."""
         self._is_ready = False
-        self._activity = connection.services.now()
 
     def __repr__(self) -> str:
         state = "over" if self._over else "waits" if self._first is not None else repr(self._exchange)
@@ -91,7 +90,7 @@ class Http2Stream(Downstream):
             self._settle()
 
     def data(self, event: Data) -> None:
-        self._activity = self.services.now()
+        self.activity = self.services.now()
         if self._over:
             # The rest of a request that was answered without it.
             self._engine.credit(self._id, len(event.data))
@@ -110,7 +109,7 @@ class Http2Stream(Downstream):
                 self._finish_request()
 
     def end(self) -> None:
-        self._activity = self.services.now()
+        self.activity = self.services.now()
         if not self._over:
             self._ended = True
             if not self._input and self._exchange is not None:
@@ -134,7 +133,7 @@ class Http2Stream(Downstream):
     def writable(self) -> None:
         """What was queued has gone out."""
         self._blocked = False
-        self._activity = self.services.now()
+        self.activity = self.services.now()
         if self._over:
             self._connection.forget(self._id)
         elif self._exchange is not None and self._connection.is_writable:
@@ -162,10 +161,10 @@ class Http2Stream(Downstream):
             if queued != self._queued:
                 # A slow reader, but one that reads.
                 self._queued = queued
-                self._activity = now
+                self.activity = now
         if self._exchange is not None:
-            self._exchange.check(now - self._activity)
-        elif self._over and now - self._activity >= self.services.tables.mesh.idle_timeout_s:
+            self._exchange.check(now - self.activity)
+        elif self._over and now - self.activity >= self.services.tables.mesh.idle_timeout_s:
             self._engine.reset(self._id, "the client does not read the rest", h2.Code.CANCEL)
             self._connection.forget(self._id)
 
@@ -188,7 +187,7 @@ class Http2Stream(Downstream):
             self._wake()
 
     def touch(self) -> None:
-        self._activity = self.services.now()
+        self.activity = self.services.now()
 
     def send(self, event: Event) -> None:
         if isinstance(event, Data):
@@ -224,7 +223,6 @@ class Http2Stream(Downstream):
         if self._over:
             return
         self._leave()
-        self._activity = self.services.now()
         if not self._blocked:
             self._connection.forget(self._id)
 

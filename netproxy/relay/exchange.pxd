@@ -25,5 +25,5 @@ cpdef RequestHead edit_request(RequestHead head, RequestEdits edits, long seen, 
 @cython.locals(status=long, headers=list, seen=long, field=tuple, tag=long)
 cpdef ResponseHead edit_response(ResponseHead head, bint from_agent, bytes date, bytes via)
 
-@cython.locals(target=bytes, authority=bytes, path=str, query=str)
+@cython.locals(target=bytes, authority=bytes, path=str, query=str, at=Py_ssize_t)
 cpdef Request request_for_match(RequestHead head)

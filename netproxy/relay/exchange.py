@@ -210,7 +210,7 @@ def edit_request(head: RequestHead, edits: RequestEdits, seen: int, request_id: 
     else:
         headers = list(head.headers)
     authority = b""
-    if target[:1] != b"/":
+    if not target.startswith(b"/"):
         target, authority = origin_form(target)
         if method == b"CONNECT" and not head.protocol:
             authority = head.target
@@ -425,12 +425,15 @@ def request_for_match(head: RequestHead) -> Request:
     ``host`` is what goes on: the authority of the target, where it has one, and not the field beside it.
     """
     target, authority = head.target, b""
-    if target[:1] != b"/":
+    if not target.startswith(b"/"):
         if head.method == b"CONNECT" and not head.protocol:
             target, authority = b"", head.target
         else:
             target, authority = origin_form(head.target)
-    path, _, query = target.decode("latin-1").partition("?")
+    path, query = target.decode("latin-1"), ""
+    at = path.find("?")
+    if at >= 0:
+        path, query = path[:at], path[at + 1 :]
     return received(path, query, head.method.decode("latin-1"), head.headers, authority)
 
 

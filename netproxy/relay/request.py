@@ -114,7 +114,7 @@ class Exchange(Requester):
         """Of its fields, see `exchange.fields_seen`."""
         self._path: Path | None = None
         """To `_choice`."""
-        self._started = self._services.now()
+        self._started = connection.activity
         self._choice: Choice | None = None
         self._targets: Targets | None = None
         """Where the request may go, when it leaves the mesh."""
@@ -140,7 +140,7 @@ class Exchange(Requester):
         self._timer: asyncio.TimerHandle | None = None
         self._trace: Trace | None = None
         self._status = 0
-        self._is_grpc = is_grpc(head)
+        self._is_grpc = head.method == b"POST" and is_grpc(head)
         self._grpc_status = NO_STATUS
         self._deadline = 0.0
         """Of a request that has a grpc-timeout; 0.0: none."""
@@ -409,7 +409,7 @@ class Exchange(Requester):
         self._task = None
         upstream = UpstreamHttp(key, stream, self._services)
         if self._done:
-            upstream.idle()
+            upstream.idle(self._services.now())
         else:
             self._connection.hold(CONNECTING, False)
             self._open(upstream)
@@ -605,7 +605,7 @@ class Exchange(Requester):
         upstream, self._upstream = self._upstream, None
         assert upstream is not None
         if self._request_sent:
-            upstream.idle()
+            upstream.idle(self._connection.activity)
             self._over(_OK, False, False, "", "")
         else:
             # An early answer: the endpoint does not want the rest of the body. It may never read what is queued for it.
@@ -748,7 +748,9 @@ class Exchange(Requester):
         if self._choice is not None:
             self._choice.endpoint.outstanding -= 1
         facts = self._facts
-        duration_s = self._services.now() - self._started
+        if reason is not _OK or not self._response_done:
+            self._connection.touch()
+        duration_s = self._connection.activity - self._started
         if self._choice is None:
             who = Who(parties(facts, self._services, None), security(facts, None))
         else:

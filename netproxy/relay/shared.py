@@ -174,7 +174,7 @@ class SharedConnections:
         if len(self._http1) < _MAX_KNOWN:
             self._http1[key] = now
         if self.services.pool.reserve(wanted.http1):
-            UpstreamHttp(wanted.http1, stream, self.services).idle()
+            UpstreamHttp(wanted.http1, stream, self.services).idle(self.services.now())
         else:
             stream.abort()
         self._tell(self._pool.failed(key), None)

@@ -69,7 +69,7 @@ class Ids:
                 self._digits, self._at = hexlify(self._entropy(self._block)), 0
             taken = self._digits[self._at : self._at + digits]
             self._at += digits
-            if taken.strip(b"0"):
+            if taken[0] != 0x30 or taken.strip(b"0"):
                 return taken
 
 

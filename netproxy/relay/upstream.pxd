@@ -18,7 +18,7 @@ cdef class Upstream:
     cpdef begin_tunnel(self)
     cpdef end_sending(self)
     cpdef tunnel_done(self)
-    cpdef idle(self)
+    cpdef idle(self, double now)
     cpdef abort(self)
 
 cdef class UpstreamHttp(Upstream):

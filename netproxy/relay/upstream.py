@@ -95,7 +95,7 @@ class Upstream:
         """Both ways of the tunnel are over. What is queued goes out first, if the endpoint reads it."""
         raise NotImplementedError
 
-    def idle(self) -> None:
+    def idle(self, now: float) -> None:
         """Request and response are complete (or nothing was sent)."""
         raise NotImplementedError
 
@@ -179,7 +179,7 @@ class UpstreamHttp(Upstream):
         else:
             self.stream.resume_reading()
 
-    def idle(self) -> None:
+    def idle(self, now: float) -> None:
         """The exchange is over; wait for another, if the protocol allows."""
         self._exchange = None
         if self.stream.is_closing():
@@ -188,7 +188,7 @@ class UpstreamHttp(Upstream):
             self.stream.close()
             return
         self.stream.resume_reading()
-        surplus = self._services.pool.give(self.key, self, self._services.now())
+        surplus = self._services.pool.give(self.key, self, now)
         if surplus is not None:
             surplus.close()
 

@@ -441,7 +441,7 @@ class Http2Request(Upstream):
     def tunnel_done(self) -> None:
         self._finish()
 
-    def idle(self) -> None:
+    def idle(self, now: float) -> None:
         connection = self._connection
         if connection is not None and self._stream_id and connection.engine.queued(self._stream_id):
             # Answered without reading all of it: nobody wants the rest.

@@ -10,7 +10,6 @@ The most recently used one is handed out first, so that the surplus grows old an
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, NamedTuple
 
 from ..addr import EndpointAddr, WorkloadKey
@@ -30,7 +29,8 @@ class Pool:
     def __init__(self, max_idle: int = 64, max_open: int = 1024) -> None:
         self.max_idle = max_idle
         self.max_open = max_open
-        self._idle: dict[PoolKey, deque[tuple[float, Any]]] = {}
+        self._idle: dict[PoolKey, list[tuple[float, Any]]] = {}
+        """Oldest first. Lists that became empty stay while a connection is open: mostly it is given back soon."""
         self._open: dict[PoolKey, int] = {}
         self.idle_count = 0
 
@@ -46,11 +46,8 @@ class Pool:
         waiting = self._idle.get(key)
         if not waiting:
             return None
-        _, connection = waiting.pop()
         self.idle_count -= 1
-        if not waiting:
-            del self._idle[key]
-        return connection
+        return waiting.pop()[1]
 
     def reserve(self, key: PoolKey) -> bool:
         """Ask to open one more. True: it counts until `closed` is called for it."""
@@ -67,15 +64,18 @@ class Pool:
             self._open[key] = count
         else:
             self._open.pop(key, None)
+            self._idle.pop(key, None)
 
     def give(self, key: PoolKey, connection: Any, now: float) -> Any:
         """A busy connection became idle. Returns the one to close instead, when too many are."""
-        waiting = self._idle.setdefault(key, deque())
+        waiting = self._idle.get(key)
+        if waiting is None:
+            waiting = self._idle[key] = []
         waiting.append((now, connection))
         self.idle_count += 1
         if len(waiting) > self.max_idle:
             self.idle_count -= 1
-            return waiting.popleft()[1]
+            return waiting.pop(0)[1]
         return None
 
     def remove(self, key: PoolKey, connection: Any) -> bool:
@@ -87,20 +87,15 @@ class Pool:
             if idle is connection:
                 del waiting[index]
                 self.idle_count -= 1
-                if not waiting:
-                    del self._idle[key]
                 return True
         return False
 
     def expire(self, before: float) -> list[Any]:
         """Take out what has been idle since before that time; the caller closes them."""
         out = []
-        for key in list(self._idle):
-            waiting = self._idle[key]
+        for waiting in self._idle.values():
             while waiting and waiting[0][0] < before:
-                out.append(waiting.popleft()[1])
-            if not waiting:
-                del self._idle[key]
+                out.append(waiting.pop(0)[1])
         self.idle_count -= len(out)
         return out
 

@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
     def counts(self) -> None:
         assert self.pool.idle_count == len(self.idle)
         assert self.pool.open_count == len(self.idle) + len(self.busy)
-        assert all(self.pool._idle.values())
+        assert set(self.pool._idle) <= set(self.pool._open)
 
     def teardown(self) -> None:
         for connection in self.pool.expire(float("inf")):
