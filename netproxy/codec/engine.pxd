@@ -8,3 +8,13 @@ cdef class H1Engine:
     cpdef bint is_reusable(self) except -1
     cpdef bint is_stuffed(self) except -1
     cpdef Py_ssize_t held(self) except -1
+
+cdef class H2Engine:
+    cpdef list receive(self, bytes data, double now=*)
+    cpdef send(self, stream_id, event)
+    cpdef credit(self, stream_id, n)
+    cpdef list take_output(self)
+    cpdef bint is_blocked(self, stream_id) except -1
+    cpdef Py_ssize_t queued(self, stream_id) except -1
+    cpdef bint is_last(self) except -1
+    cpdef Py_ssize_t held(self) except -1

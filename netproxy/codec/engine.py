@@ -1,5 +1,5 @@
 # cython: annotation_typing=False
-"""What every HTTP/1 engine is, see `h1`. A class and no protocol, so that compiled drivers reach the compiled engine
+"""What engines are, see `h1` and `h2`. Classes and no protocols, so that compiled drivers reach compiled engines
 without a look-up.
 """
 
@@ -71,6 +71,108 @@ class H1Engine:
 
     def is_stuffed(self) -> bool:
         return self.is_full
+
+    def held(self) -> int:
+        return self.buffered
+
+
+class H2Engine:
+    """As `events.Engine`, with what HTTP/2 has beyond it."""
+
+    def receive(self, data: bytes, now: float = 0.0) -> list[Event]:
+        raise NotImplementedError
+
+    def send(self, stream_id: int, event: Event) -> Sequence[bytes]:
+        raise NotImplementedError
+
+    def credit(self, stream_id: int, n: int) -> Sequence[bytes]:
+        raise NotImplementedError
+
+    def take_output(self) -> list[bytes]:
+        """All that is to be written, in order. Each buffer is given once."""
+        raise NotImplementedError
+
+    def reset(self, stream_id: int, reason: str, code: int = 8) -> Sequence[bytes]:
+        """Gives a stream up. `reason` is for people and is not sent."""
+        raise NotImplementedError
+
+    def goaway(self) -> Sequence[bytes]:
+        raise NotImplementedError
+
+    def ping(self, data: bytes) -> Sequence[bytes]:
+        """Eight octets, of which PingAck tells again. LocalProtocolError while too many wait."""
+        raise NotImplementedError
+
+    def is_blocked(self, stream_id: int) -> bool:
+        """Octets of it wait for the peer's windows; Writable comes when they have gone."""
+        raise NotImplementedError
+
+    def queued(self, stream_id: int) -> int:
+        """How many."""
+        raise NotImplementedError
+
+    def resume(self) -> list[Event]:
+        """Of a server: what came for tunnels before they were granted. To be called after the head that grants one."""
+        raise NotImplementedError
+
+    @property
+    def stalled_streams(self) -> list[int]:
+        """The streams that `is_blocked`."""
+        raise NotImplementedError
+
+    @property
+    def open_streams(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def buffered(self) -> int:
+        """Octets of a frame or header block that is not whole yet: it should not stay so for long."""
+        raise NotImplementedError
+
+    @property
+    def is_draining(self) -> bool:
+        """No new streams: we said so, or the peer did."""
+        raise NotImplementedError
+
+    @property
+    def must_close(self) -> bool:
+        """Write what there is, then close: broken, ended by the peer, or drained and without streams."""
+        raise NotImplementedError
+
+    @property
+    def reusable(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def settings_acked(self) -> bool:
+        """The peer has seen our SETTINGS."""
+        raise NotImplementedError
+
+    def statistics(self) -> dict[str, int]:
+        """Of now: streams, blocked, queued, owed (handed out, not credited), in_window, out_window (of the connection),
+        glitches_left, resets_left (see `h2_strict`), buffered (octets of a frame or header block that is not whole)."""
+        raise NotImplementedError
+
+    # Of a client.
+
+    @property
+    def next_stream_id(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def free_streams(self) -> int:
+        """How many may be opened now."""
+        raise NotImplementedError
+
+    @property
+    def connect_protocol(self) -> bool:
+        """The server knows extended CONNECT."""
+        raise NotImplementedError
+
+    # The same properties, for who would look them up with every request.
+
+    def is_last(self) -> bool:
+        return self.must_close
 
     def held(self) -> int:
         return self.buffered

@@ -46,11 +46,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TypeAlias
 
 from netproxy.codec.choice import EngineChoice, Kind
-from netproxy.codec.events import Engine, Event, Headers, RequestHead, ResponseHead
+from netproxy.codec.engine import H2Engine
+from netproxy.codec.events import Headers, RequestHead, ResponseHead
 from netproxy.codec.h2_reference import H2ReferenceClient, H2ReferenceServer
 from netproxy.codec.h2_strict import PREFACE, Code, H2Limits
 
@@ -78,71 +78,9 @@ __all__ = [
 ]
 
 
-class H2Engine(Engine, Protocol):
-    """What both sides offer."""
-
-    def receive(self, data: bytes, now: float = 0.0) -> Sequence[Event]: ...
-
-    def take_output(self) -> list[bytes]:
-        """All that is to be written, in order. Each buffer is given once."""
-
-    def reset(self, stream_id: int, reason: str, code: int = Code.CANCEL) -> Sequence[bytes]:
-        """Gives a stream up. `reason` is for people and is not sent."""
-
-    def ping(self, data: bytes) -> Sequence[bytes]:
-        """Eight octets, of which PingAck tells again. LocalProtocolError while too many wait."""
-
-    def is_blocked(self, stream_id: int) -> bool:
-        """Octets of it wait for the peer's windows; Writable comes when they have gone."""
-
-    def queued(self, stream_id: int) -> int:
-        """How many."""
-
-    @property
-    def stalled_streams(self) -> list[int]:
-        """The streams that `is_blocked`."""
-
-    @property
-    def open_streams(self) -> int: ...
-
-    @property
-    def buffered(self) -> int:
-        """Octets of a frame or header block that is not whole yet: it should not stay so for long."""
-
-    @property
-    def is_draining(self) -> bool:
-        """No new streams: we said so, or the peer did."""
-
-    @property
-    def must_close(self) -> bool:
-        """Write what there is, then close: broken, ended by the peer, or drained and without streams."""
-
-    @property
-    def settings_acked(self) -> bool:
-        """The peer has seen our SETTINGS."""
-
-    def statistics(self) -> dict[str, int]:
-        """Of now: streams, blocked, queued, owed (handed out, not credited), in_window, out_window (of the connection),
-        glitches_left, resets_left (see `h2_strict`), buffered (octets of a frame or header block that is not whole)."""
-
-
-class H2Server(H2Engine, Protocol):
-    def resume(self) -> Sequence[Event]:
-        """What came for tunnels before they were granted. To be called after the head that grants one."""
-
-
-class H2Client(H2Engine, Protocol):
-    @property
-    def next_stream_id(self) -> int: ...
-
-    @property
-    def free_streams(self) -> int:
-        """How many may be opened now."""
-
-    @property
-    def connect_protocol(self) -> bool:
-        """The server knows extended CONNECT."""
-
+H2Server: TypeAlias = H2Engine
+H2Client: TypeAlias = H2Engine
+"""What both sides are; `resume` is a server's, what has to do with new streams a client's."""
 
 _choice: EngineChoice[H2Server, H2Client, H2Limits] = EngineChoice(
     "HTTP/2",

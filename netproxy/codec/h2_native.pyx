@@ -34,6 +34,7 @@ from hpack.huffman_table import HUFFMAN_TABLE
 from hpack.table import HeaderTable
 
 from netproxy.codec import h2_strict
+from netproxy.codec.engine cimport H2Engine
 from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
 from netproxy.codec.events cimport content, end, request_head, response_head
 
@@ -865,7 +866,7 @@ cdef class _Stream:
         return f"<stream {self.id} {ended} windows={self.in_window}/{self.out_window} queued={self.queued}>"
 
 
-cdef class _Connection:
+cdef class _Connection(H2Engine):
     """What both sides share. Each method is that of the same name in `h2_reference`."""
 
     cdef bint _client
@@ -999,6 +1000,9 @@ cdef class _Connection:
 
     @property
     def buffered(self):
+        return self.held()
+
+    cpdef Py_ssize_t held(self) except -1:
         return len(self._buf) + len(self._block)
 
     cdef bint _is_draining(self) noexcept:
@@ -1010,6 +1014,9 @@ cdef class _Connection:
 
     @property
     def must_close(self):
+        return self.is_last()
+
+    cpdef bint is_last(self) except -1:
         if self._dead or self._closed:
             return True
         drained = self._peer_goaway <= _MAX_ID or (self._draining and self._last_accepted < _MAX_ID)
@@ -1023,10 +1030,10 @@ cdef class _Connection:
     def stalled_streams(self):
         return list(self._blocked)
 
-    def is_blocked(self, stream_id):
+    cpdef bint is_blocked(self, stream_id) except -1:
         return stream_id in self._blocked
 
-    def queued(self, stream_id):
+    cpdef Py_ssize_t queued(self, stream_id) except -1:
         cdef _Stream stream = self._streams.get(stream_id)
         return stream.queued if stream is not None else 0
 
@@ -1051,7 +1058,7 @@ cdef class _Connection:
 
     # --- out
 
-    def take_output(self):
+    cpdef list take_output(self):
         self._tail = None
         return self._out.take()
 
@@ -1091,7 +1098,7 @@ cdef class _Connection:
         self._tail_flags = at + 4
         return 0
 
-    def send(self, stream_id, event):
+    cpdef send(self, stream_id, event):
         """LocalProtocolError changes nothing: the stream can still be reset. On streams that are over, it does nothing."""
         cdef _Stream stream
         cdef PyObject *found
@@ -1416,7 +1423,7 @@ cdef class _Connection:
                         self._write_end(stream)
         return 0
 
-    def credit(self, stream_id, n):
+    cpdef credit(self, stream_id, n):
         """Octets of Data that were handed out have gone on. Too many are counted as those that there are."""
         cdef _Stream stream
         cdef long long octets = n, owed
@@ -1537,7 +1544,7 @@ cdef class _Connection:
 
     # --- in
 
-    def receive(self, bytes data, double now=0.0):
+    cpdef list receive(self, bytes data, double now=0.0):
         cdef Py_ssize_t taken
         cdef list events
         if self._dead or self._closed:

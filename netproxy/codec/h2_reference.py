@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
 
+from netproxy.codec.engine import H2Engine
 from netproxy.codec.events import (
     ConnectionClosed,
     Data,
@@ -103,7 +104,7 @@ class _Stream:
         return f"<stream {self.id} {ended} windows={self.in_window}/{self.out_window} queued={self.queued}>"
 
 
-class _Connection:
+class _Connection(H2Engine):
     """What both sides share."""
 
     _client: bool

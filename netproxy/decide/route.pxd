@@ -8,6 +8,7 @@ cdef class EndpointState:
 
 cdef class PortTable:
     cdef public dict cycles
+    cdef dict ways
     cdef readonly list endpoints
     cdef readonly object port
     cdef readonly str http_version
@@ -15,6 +16,12 @@ cdef class PortTable:
     cdef public Prepared rules
     cdef readonly object service
     cdef readonly object spec
+
+cdef class Way:
+    cdef long version
+    cdef PortTable target
+    cdef object rule
+    cdef double request_timeout_s
 
 cdef class Choice:
     cdef readonly object service
@@ -44,9 +51,11 @@ cdef class Tables:
     cdef public bint gives_ids
     cdef public double trace_percent
     cdef public bytes via
+    cdef public long long buffer_bytes
 
     cpdef Choice route(self, PortTable port, Request request, families)
     cpdef Choice tcp(self, PortTable port, families)
+    @cython.locals(way=Way)
     cdef Choice _backend(self, PortTable port, rule, families)
     @cython.locals(choice=Choice)
     cdef Choice _endpoint(self, PortTable port, rule, double timeout_s, families)

@@ -76,6 +76,18 @@ class PortTable:
         elif spec.rules is not None:
             self.rules = Prepared(spec.rules)
         self.cycles: dict[str, WeightedCycle] = {}
+        self.ways: dict[int, Way] = {}
+        """By the identity of the rule, which `rules` or `spec` holds."""
+
+
+class Way:
+    """A rule with one backend, and that backend's port in one version of the tables."""
+
+    def __init__(self, version: int, target: PortTable, rule: Rule) -> None:
+        self.version = version
+        self.target = target
+        self.rule = rule.name
+        self.request_timeout_s = rule.request_timeout_s
 
 
 class Choice:
@@ -115,6 +127,7 @@ class Tables:
         """``x-request-id``."""
         self.trace_percent = -1.0
         self.via = b""
+        self.buffer_bytes = 0
         self._put_mesh(self.mesh)
         self.workloads: dict[WorkloadKey, WorkloadShard] = {}
         self.svids: dict[SpiffeId, SvidShard] = {}
@@ -162,6 +175,7 @@ class Tables:
         self.gives_ids = shard.request_id
         self.trace_percent = shard.trace_percent
         self.via = shard.via.encode()
+        self.buffer_bytes = shard.buffer_bytes
 
     def drop(self, key: str) -> None:
         self.version += 1
@@ -299,6 +313,9 @@ class Tables:
         return [first, *(state for state in left if state is not first)] if first is not None else []
 
     def _backend(self, port: PortTable, rule: Rule, families: frozenset[int]) -> Choice:
+        way = port.ways.get(id(rule))
+        if way is not None and way.version == self.version:
+            return self._endpoint(way.target, way.rule, way.request_timeout_s, families)
         backends = rule.backends
         index = 0
         if len(backends) != 1 or not backends[0].weight:
@@ -317,6 +334,8 @@ class Tables:
         if target is None:
             # Its shard is still on the way to us, or was removed just now.
             raise Refused(Reason.BACKEND_INVALID, f"{backend.service}:{backend.port} does not exist", rule.name)
+        if len(backends) == 1:
+            port.ways[id(rule)] = Way(self.version, target, rule)
         return self._endpoint(target, rule.name, rule.request_timeout_s, families)
 
     def _endpoint(self, port: PortTable, rule: str, timeout_s: float, families: frozenset[int]) -> Choice:

@@ -6,7 +6,7 @@ Labels travel as the arena's row labels, in the order of `REQUEST_LABELS` and `C
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from array import array
 from typing import NamedTuple
 
 from ..arena import (
@@ -51,7 +51,7 @@ CONNECTION_LABELS = (
     "reason",
 )
 
-_FIRST_BUCKET_US = BUCKETS_US[0]
+_BUCKETS = len(BUCKETS_US)
 
 DNS_QUERIES = "dns_queries"
 """The event of an answered query; its detail is ``mesh/<rcode>`` or ``forwarded/<rcode>``."""
@@ -90,6 +90,7 @@ class Recorder:
     def __init__(self, arena: ArenaWriter) -> None:
         self.arena = arena
         self._cells = arena.cells
+        self._bounds = array("Q", BUCKETS_US)
         self._rows: dict[tuple[object, ...], int] = {}
 
     def _row(self, kind: int, key: tuple[object, ...], labels: tuple[str, ...]) -> int:
@@ -142,7 +143,10 @@ class Recorder:
         cells[row + REQ_SUM_US] += duration_us
         cells[row + REQ_BYTES_IN] += moved_in
         cells[row + REQ_BYTES_OUT] += moved_out
-        bucket = bisect_left(BUCKETS_US, duration_us) if duration_us > _FIRST_BUCKET_US else 0
+        bounds = self._bounds
+        bucket = 0
+        while bucket < _BUCKETS and bounds[bucket] < duration_us:
+            bucket += 1
         cells[row + REQ_BUCKETS + bucket] += 1
 
     def _find(self, who: Who, status: int, reason: Reason, protocol: str, grpc_status: int) -> None:

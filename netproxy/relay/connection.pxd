@@ -4,6 +4,8 @@ from netproxy.relay.downstream cimport Downstream
 from netproxy.relay.request cimport Exchange
 from netproxy.stream cimport Stream
 
+cdef long _PIPELINED, _UNREAD
+
 cdef class HttpConnection(Downstream):
     cdef bint _close_after
     cdef bint _is_fresh

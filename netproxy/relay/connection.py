@@ -34,7 +34,7 @@ class HttpConnection(Downstream):
     """One connection of a client; the sink of its stream."""
 
     def __init__(self, stream: Stream, facts: Facts, services: Services) -> None:
-        Downstream.__init__(self, facts, services, "http/1.1")
+        self.begin(facts, services, "http/1.1", services.now())
         mesh = services.tables.mesh
         self.stream = stream
         self.workload = facts.workload

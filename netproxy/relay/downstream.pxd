@@ -6,6 +6,7 @@ cdef class Downstream:
     cdef readonly str protocol
     cdef public double activity
 
+    cdef begin(self, Facts facts, Services services, str protocol, double now)
     cpdef bint takes_more(self) except -1
     cpdef attach(self, exchange)
     cpdef hold(self, long why, bint on)

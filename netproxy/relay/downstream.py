@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 class Downstream:
     """A class and no protocol, so that a compiled exchange reaches a compiled connection without a look-up."""
 
-    def __init__(self, facts: Facts, services: Services, protocol: str) -> None:
+    def __init__(self, facts: Facts, services: Services, protocol: str, now: float) -> None:
+        self.begin(facts, services, protocol, now)
+
+    def begin(self, facts: Facts, services: Services, protocol: str, now: float) -> None:
+        """What the constructor does, for constructors."""
         self.facts = facts
         self.services = services
         self.protocol = protocol
         """As metrics and the access log name it: ``http/1.1``, ``http/2``."""
-        self.activity = services.now()
+        self.activity = now
         """When something moved last."""
 
     def takes_more(self) -> bool:
@@ -70,7 +74,8 @@ class Downstream:
         raise NotImplementedError
 
     def exchange_done(self, must_close: bool) -> None:
-        """The response is complete, at `activity`. `must_close`: where one request follows the other, none may follow this one."""
+        """The response is complete, at `activity`. `must_close`: where one request follows the other, none may follow
+        this one."""
         raise NotImplementedError
 
     def reset(self) -> None:

@@ -1,41 +1,47 @@
-cdef class Http2Downstream:
+cimport cython
+from netproxy.codec.engine cimport H2Engine
+from netproxy.codec.events cimport Data, End, RequestHead, Trailers
+from netproxy.relay.downstream_h2_stream cimport Http2Stream, StreamOwner
+from netproxy.stream cimport Stream
+
+cdef class Http2Downstream(StreamOwner):
     cdef public double _activity
     cdef public bint _closed
     cdef public double _drained_at
-    cdef public double _heard_at
     cdef public bint _in_turn
     cdef public long long _linger_left
     cdef public double _linger_until
-    cdef public object _more
+    cdef public list _more
     cdef public double _partial_since
     cdef public double _ping_at
-    cdef public object _ready
+    cdef public list _ready
     cdef public long long _said
     cdef public bint _scheduled
     cdef public long long _seen
     cdef public double _started_at
-    cdef public object _streams
+    cdef public dict _streams
     cdef public long long _taken
     cdef public double _taken_at
-    cdef public bint _writable
     cdef public long long _written
-    cdef public object engine
-    cdef public object facts
     cdef public long long requests
-    cdef public object services
-    cdef public object stream
+    cdef public Stream stream
     cdef public object workload
 
     cpdef data_received(self, bytes data)
-    cpdef _receive(self, bytes data)
+    @cython.locals(engine=H2Engine, now=double, before=Py_ssize_t, left=Py_ssize_t)
+    cdef _receive(self, bytes data)
+    @cython.locals(stream=Http2Stream)
+    cdef _turn(self, events=*)
     cpdef _later(self)
-    cpdef _wake(self)
-    cpdef _write(self)
-    cpdef _handle(self, events)
-    cpdef _begin(self, event)
-    cpdef _of_stream(self, event)
-    cpdef began(self, stream)
-    cpdef ready(self, stream)
-    cpdef sent(self, long content)
-    cpdef forget(self, stream_id)
-
+    cdef _wake(self)
+    @cython.locals(out=list, data=bytes)
+    cdef _write(self)
+    cdef _handle(self, events)
+    @cython.locals(stream=Http2Stream)
+    cdef _begin(self, event, stream_id)
+    @cython.locals(stream=Http2Stream)
+    cdef _ends(self, stream_id)
+    @cython.locals(stream=Http2Stream)
+    cdef _brings(self, Data event, stream_id)
+    @cython.locals(stream=Http2Stream)
+    cdef _of_stream(self, event)

@@ -46,7 +46,7 @@ from ..codec.h2_strict import MAX_WINDOW, Rule
 from ..config.shard import MeshShard
 from ..errors import LocalProtocolError, Reason, RemoteProtocolError
 from ..stream import Stream
-from .downstream_h2_stream import Http2Stream, unread
+from .downstream_h2_stream import Http2Stream, StreamOwner, unread
 from .services import Facts, Services
 from .upstream_h2 import PSEUDO_FIELDS, list_bytes
 
@@ -73,15 +73,14 @@ def server_limits(mesh: MeshShard, *, shared: bool) -> h2.H2Limits:
     )
 
 
-class Http2Downstream:
+class Http2Downstream(StreamOwner):
     """The sink of its stream."""
 
     def __init__(self, stream: Stream, facts: Facts, services: Services) -> None:
+        engine = h2.server_engine(server_limits(services.tables.mesh, shared=bool(facts.peer)))
+        StreamOwner.__init__(self, engine, facts, services)
         self.stream = stream
-        self.facts = facts
-        self.services = services
         self.workload = facts.workload
-        self.engine: h2.H2Server = h2.server_engine(server_limits(services.tables.mesh, shared=bool(facts.peer)))
         self.requests = 0
         """That were begun."""
         self._streams: dict[int, Http2Stream] = {}
@@ -92,12 +91,10 @@ class Http2Downstream:
         self._seen = 0
         """The highest number of a stream of which something was told."""
         self._in_turn = self._scheduled = False
-        self._writable = True
         self._closed = False
         self._said = 0
         """Octets of content since the last write."""
-        now = services.now()
-        self._started_at = self._activity = self._heard_at = self._taken_at = now
+        self._started_at = self._activity = self._taken_at = self.heard_at
         self._written = 0
         self._taken = 0
         """Octets that left us, the most that `check` saw."""
@@ -140,7 +137,7 @@ class Http2Downstream:
             self._receive(b"")
 
     def writable(self, ok: bool) -> None:
-        self._writable = ok
+        self.is_writable = ok
         self._taken_at = self.services.now()
         for stream in list(self._streams.values()):
             stream.transport_writable(ok)
@@ -153,19 +150,19 @@ class Http2Downstream:
 
     def _receive(self, data: bytes) -> None:
         engine, now = self.engine, self.services.now()
-        before = engine.buffered
+        before = engine.held()
         try:
             events = engine.receive(data, now)
         except RemoteProtocolError as exc:
             self._give_up(_KINDS.get(exc.detail, "other"), Reason.DOWNSTREAM_PROTOCOL, exc.detail)
             return
-        left = engine.buffered
+        left = engine.held()
         if not left:
             self._partial_since = 0.0
         elif not self._partial_since or left < before + len(data):
             self._partial_since = now
         self._ping_at = 0.0  # whatever comes, it is alive
-        self._heard_at = now
+        self.heard_at = now
         self._turn(events)
 
     # -- turns --------------------------------------------------------------------------------------
@@ -189,7 +186,7 @@ class Http2Downstream:
         self._write()
         if self._ready or self._more:
             self._wake()
-        elif self.engine.must_close and not self._linger_until:
+        elif self.engine.is_last() and not self._linger_until:
             self._end_all(Reason.DOWNSTREAM_CLOSED, "")
             self._linger()
 
@@ -207,44 +204,55 @@ class Http2Downstream:
     def _write(self) -> None:
         self._said = 0
         out = self.engine.take_output()
-        if out and not self.stream.closing:
+        if out and not self.stream.is_closing():
             data = out[0] if len(out) == 1 else b"".join(out)
             self._written += len(data)
             self.stream.write(data)
 
     def _handle(self, events: Sequence[Event]) -> None:
         for event in events:
-            kind = type(event)
-            if kind is RequestHead or kind is RequestRefused:
-                self._begin(event)  # type: ignore[arg-type]
-            elif kind is ConnectionClosed:
+            if type(event) is RequestHead:
+                self._begin(event, event.stream_id)
+            elif type(event) is End:
+                self._ends(event.stream_id)
+            elif type(event) is RequestRefused:
+                self._begin(event, event.stream_id)
+            elif type(event) is ConnectionClosed:
                 self.stream.close()
-            elif kind is Data or kind is End or kind is Trailers or kind is Writable or kind is Reset:
+            elif type(event) is Data:
+                self._brings(event, event.stream_id)
+            elif type(event) in (Trailers, Writable, Reset):
                 self._of_stream(event)
 
-    def _begin(self, event: RequestHead | RequestRefused) -> None:
-        self._seen = max(self._seen, event.stream_id)
-        self._activity = self.services.now()
-        stream = self._streams[event.stream_id] = Http2Stream(self, event)
+    def _begin(self, event: RequestHead | RequestRefused, stream_id: int) -> None:
+        self._seen = max(self._seen, stream_id)
+        self._activity = self.heard_at
+        stream = self._streams[stream_id] = Http2Stream(self, event)
         stream.proceed()
+
+    def _ends(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.end()
+
+    def _brings(self, event: Data, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.data(event)
+        else:
+            # Of a request that was answered without it.
+            self.engine.credit(stream_id, len(event.data))
 
     def _of_stream(self, event: Event) -> None:
         stream_id: int = event.stream_id  # type: ignore[union-attr]
         stream = self._streams.get(stream_id)
         if isinstance(event, Reset):
             self._was_reset(event, stream)
-        elif stream is None:
-            if isinstance(event, Data):
-                # Of a request that was answered without it.
-                self.engine.credit(stream_id, len(event.data))
-        elif isinstance(event, Data):
-            stream.data(event)
-        elif isinstance(event, End):
-            stream.end()
-        elif isinstance(event, Trailers):
-            stream.trailers(event)
-        else:
-            stream.writable()
+        elif stream is not None:
+            if isinstance(event, Trailers):
+                stream.trailers(event)
+            else:
+                stream.writable()
 
     def _was_reset(self, event: Reset, stream: Http2Stream | None) -> None:
         reason, detail = Reason.DOWNSTREAM_CLOSED, event.detail
@@ -262,12 +270,7 @@ class Http2Downstream:
 
     # -- for the streams ----------------------------------------------------------------------------
 
-    @property
-    def is_writable(self) -> bool:
-        return self._writable
-
     def began(self, stream: Http2Stream) -> None:
-        """It will be told of, exactly once."""
         self.requests += 1
 
     def unread(self) -> None:
@@ -280,22 +283,21 @@ class Http2Downstream:
             self._wake()
 
     def sent(self, content: int) -> None:
-        """Something was said, with so many octets of content."""
         self._said += content
-        if self._said >= self.services.tables.mesh.buffer_bytes:
+        if self._said >= self.services.tables.buffer_bytes:
             # Not more in memory than if each was written by itself.
             self._write()
         if not self._in_turn:
             self._wake()
 
     def resume(self) -> None:
-        """A tunnel was granted."""
         self._more += self.engine.resume()
         if self._more and not self._in_turn:
             self._wake()
 
     def forget(self, stream_id: int) -> None:
-        self._streams.pop(stream_id, None)
+        if stream_id in self._streams:
+            del self._streams[stream_id]
         if not self._streams:
             self._activity = self.services.now()
         if not self._in_turn:
@@ -332,7 +334,7 @@ class Http2Downstream:
 
     def _is_stuck(self, now: float) -> bool:
         """Has the client taken nothing for `idleTimeout` of what waits for it?"""
-        if self._writable:
+        if self.is_writable:
             return False
         taken = self._written - self.stream.buffered()
         if taken > self._taken:
@@ -349,7 +351,7 @@ class Http2Downstream:
                 self._wake()
         elif not self._streams and now - self._activity >= mesh.idle_timeout_s:
             self.drain()
-        elif mesh.http2_keepalive_s and not self._ping_at and now - self._heard_at >= mesh.http2_keepalive_s:
+        elif mesh.http2_keepalive_s and not self._ping_at and now - self.heard_at >= mesh.http2_keepalive_s:
             with contextlib.suppress(LocalProtocolError):  # it waits for too many answers already
                 self.engine.ping(_PING)
                 self._ping_at = now

@@ -13,8 +13,6 @@ without an exchange, until that is out or nothing of it has moved for `idleTimeo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..codec import h2
 from ..codec.events import Data, End, Event, Informational, RequestHead, RequestRefused, ResponseHead, Trailers
 from ..errors import Reason
@@ -26,16 +24,46 @@ from .logged import Ended, log_request
 from .request import Exchange
 from .services import Facts, Services
 
-if TYPE_CHECKING:
-    from .downstream_h2 import Http2Downstream
-
+_END = End(1)
 _UNREAD = 8
 """Why an exchange is not begun, beside what `request` has."""
 
 
+class StreamOwner:
+    """What a stream knows of its connection, which is `downstream_h2.Http2Downstream`."""
+
+    def __init__(self, engine: h2.H2Server, facts: Facts, services: Services) -> None:
+        self.engine = engine
+        self.facts = facts
+        self.services = services
+        self.heard_at = services.now()
+        """When something came."""
+        self.is_writable = True
+
+    def began(self, stream: Http2Stream) -> None:
+        """It will be told of, exactly once."""
+        raise NotImplementedError
+
+    def ready(self, stream: Http2Stream) -> None:
+        """It has something to do in the next turn."""
+        raise NotImplementedError
+
+    def sent(self, content: int) -> None:
+        """Something was said, with so many octets of content."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """A tunnel was granted."""
+        raise NotImplementedError
+
+    def forget(self, stream_id: int) -> None:
+        """It is over."""
+        raise NotImplementedError
+
+
 class Http2Stream(Downstream):
-    def __init__(self, connection: Http2Downstream, first: RequestHead | RequestRefused) -> None:
-        Downstream.__init__(self, connection.facts, connection.services, "http/2")
+    def __init__(self, connection: StreamOwner, first: RequestHead | RequestRefused) -> None:
+        self.begin(connection.facts, connection.services, "http/2", connection.heard_at)
         self._connection = connection
         self._engine = connection.engine
         self._id = first.stream_id
@@ -43,7 +71,7 @@ class Http2Stream(Downstream):
         """What it begins with, until it has."""
         self._exchange: Exchange | None = None
         self._holds = _UNREAD
-        self._input = bytearray()
+        self._input: bytearray | None = None
         self._trailers: Trailers | None = None
         self._ended = False
         """The end of the request waits behind `_input`, or for the beginning."""
@@ -64,7 +92,7 @@ class Http2Stream(Downstream):
     @property
     def held(self) -> int:
         """Octets of content that wait for the exchange."""
-        return len(self._input)
+        return len(self._input) if self._input else 0
 
     # -- what the client says -----------------------------------------------------------------------
 
@@ -83,20 +111,22 @@ class Http2Stream(Downstream):
                 Exchange(self, first).start()
         if self._input and not self._holds and self._exchange is not None:
             content = Data(1, bytes(self._input))
-            self._input = bytearray()
+            self._input = None
             self._exchange.request_data(content)
         if not self._input:
             self._finish_request()
             self._settle()
 
     def data(self, event: Data) -> None:
-        self.activity = self.services.now()
+        self.activity = self._connection.heard_at
         if self._over:
             # The rest of a request that was answered without it.
             self._engine.credit(self._id, len(event.data))
             return
         self._owed += len(event.data)
         if self._holds or self._input or self._exchange is None:
+            if self._input is None:
+                self._input = bytearray()
             self._input += event.data
         else:
             self._exchange.request_data(event)
@@ -109,7 +139,7 @@ class Http2Stream(Downstream):
                 self._finish_request()
 
     def end(self) -> None:
-        self.activity = self.services.now()
+        self.activity = self._connection.heard_at
         if not self._over:
             self._ended = True
             if not self._input and self._exchange is not None:
@@ -122,7 +152,7 @@ class Http2Stream(Downstream):
             self._exchange.request_trailers(trailers)
         ended, self._ended = self._ended, False
         if ended and self._exchange is not None:
-            self._exchange.request_end(End(1))
+            self._exchange.request_end(_END)
 
     def _settle(self) -> None:
         """Credit what the exchange has taken."""
@@ -190,7 +220,7 @@ class Http2Stream(Downstream):
         self.activity = self.services.now()
 
     def send(self, event: Event) -> None:
-        if isinstance(event, Data):
+        if type(event) is Data:
             self._engine.send(self._id, event)
             self._connection.sent(len(event.data))
             if not self._blocked and self._engine.is_blocked(self._id):
@@ -199,9 +229,9 @@ class Http2Stream(Downstream):
                 if self._exchange is not None:
                     self._exchange.downstream_writable(False)
             return
-        if isinstance(event, ResponseHead):
+        if type(event) is ResponseHead:
             event = response_for_http2(event)
-        elif isinstance(event, Informational | Trailers):
+        elif type(event) is Informational or type(event) is Trailers:
             event = event.replace(headers=fields_for_http2(event.headers))
         self._engine.send(self._id, event)
         self._connection.sent(0)
@@ -246,7 +276,7 @@ class Http2Stream(Downstream):
         exchange, self._exchange = self._exchange, None
         self._over = True
         self._first = None
-        self._input = bytearray()
+        self._input = None
         self._trailers = None
         self._ended = False
         owed, self._owed = self._owed, 0

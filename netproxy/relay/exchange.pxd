@@ -27,3 +27,9 @@ cpdef ResponseHead edit_response(ResponseHead head, bint from_agent, bytes date,
 
 @cython.locals(target=bytes, authority=bytes, path=str, query=str, at=Py_ssize_t)
 cpdef Request request_for_match(RequestHead head)
+
+cpdef RequestHead request_for_http2(RequestHead head)
+@cython.locals(drops=frozenset)
+cpdef ResponseHead response_for_http2(ResponseHead head)
+@cython.locals(field=tuple)
+cdef list _without(list headers, frozenset drops)

@@ -269,13 +269,27 @@ def edit_response(head: ResponseHead, from_agent: bool, date: bytes, via: bytes)
 
 def request_for_http2(head: RequestHead) -> RequestHead:
     """What `request_for_upstream` made, without what HTTP/2 says otherwise (RFC 9113 section 8.2.2)."""
-    return head.replace(headers=[field for field in head.headers if field[0] not in _NOT_IN_HTTP2])
+    headers = _without(head.headers, _NOT_IN_HTTP2)
+    if headers is head.headers:
+        return head
+    return request_head(
+        1, head.method, head.target, headers, head.http_version, head.spelling, head.scheme, head.protocol
+    )
 
 
 def response_for_http2(head: ResponseHead) -> ResponseHead:
     """What `response_for_downstream` made, without what HTTP/2 says otherwise."""
     drops = _NOT_IN_HTTP2_204 if head.status == 204 else _NOT_IN_HTTP2
-    return head.replace(headers=[field for field in head.headers if field[0] not in drops])
+    headers = _without(head.headers, drops)
+    return head if headers is head.headers else response_head(1, head.status, headers, head.http_version, head.spelling)
+
+
+def _without(headers: Headers, drops: frozenset[bytes]) -> Headers:
+    """The very list, if there is nothing to leave out: mostly there is not."""
+    for field in headers:
+        if field[0] in drops:
+            return [field for field in headers if field[0] not in drops]
+    return headers
 
 
 def fields_for_http2(headers: Headers) -> Headers:

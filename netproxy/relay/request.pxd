@@ -10,6 +10,7 @@ from netproxy.relay.services cimport Facts, Services
 from netproxy.relay.trace cimport Trace, begin
 from netproxy.relay.upstream cimport Requester, Upstream, UpstreamHttp
 
+cdef long _CONNECTING, _UPSTREAM_FULL
 cdef object _OK, _DOWNSTREAM_CLOSED
 
 cdef class Exchange(Requester):

@@ -99,7 +99,7 @@ if TYPE_CHECKING:
 _OK, _DOWNSTREAM_CLOSED = Reason.OK, Reason.DOWNSTREAM_CLOSED
 
 # Why the client's connection is not read, of its `hold`.
-CONNECTING, UPSTREAM_FULL = 1, 2
+_CONNECTING, _UPSTREAM_FULL = 1, 2
 
 
 class Exchange(Requester):
@@ -208,7 +208,7 @@ class Exchange(Requester):
 
     def _aim(self) -> None:
         """Outside of the mesh an endpoint may have to be found first."""
-        self._connection.hold(CONNECTING, True)
+        self._connection.hold(_CONNECTING, True)
         self._task = self._services.loop.create_task(self._aimed())
 
     async def _aimed(self) -> None:
@@ -224,7 +224,7 @@ class Exchange(Requester):
             raise
         self._task = None
         if state is not None:
-            self._connection.hold(CONNECTING, False)
+            self._connection.hold(_CONNECTING, False)
             self._choice = self._targets.choice(state)
             self._go(self._choice)
         elif self._failed is not None:
@@ -304,13 +304,13 @@ class Exchange(Requester):
         except Refused as exc:
             self._fail(exc.reason, exc.detail)
             return
-        self._connection.hold(CONNECTING, True)
+        self._connection.hold(_CONNECTING, True)
 
     def upstream_ready(self, upstream: Http2Request) -> None:
         """A stream of a shared connection is ours."""
         if self._waiter is not None:
             self._waiter = None
-            self._connection.hold(CONNECTING, False)
+            self._connection.hold(_CONNECTING, False)
         if self._may_upgrade and asks_for_tunnel(self._sent_head) and not upstream.connect_protocol:
             assert self._choice is not None
             self._own(self._choice)
@@ -328,7 +328,7 @@ class Exchange(Requester):
         if self._waiter is None:
             return
         self._waiter = None
-        self._connection.hold(CONNECTING, False)
+        self._connection.hold(_CONNECTING, False)
         assert self._choice is not None
         self._own(self._choice)
 
@@ -379,7 +379,7 @@ class Exchange(Requester):
         if not self._services.pool.reserve(self._key):
             self._fail(Reason.OVERLOADED, f"{self._key.endpoint}: as many connections as allowed are open")
             return
-        self._connection.hold(CONNECTING, True)
+        self._connection.hold(_CONNECTING, True)
         self._task = self._services.loop.create_task(self._dialled())
         self._task.add_done_callback(self._dial_ended)
 
@@ -411,7 +411,7 @@ class Exchange(Requester):
         if self._done:
             upstream.idle(self._services.now())
         else:
-            self._connection.hold(CONNECTING, False)
+            self._connection.hold(_CONNECTING, False)
             self._open(upstream)
 
     def _dial_failed(self, exc: UpstreamError) -> None:
@@ -516,7 +516,7 @@ class Exchange(Requester):
     # -- response side ------------------------------------------------------------------------------
 
     def upstream_writable(self, ok: bool) -> None:
-        self._connection.hold(UPSTREAM_FULL, not ok)
+        self._connection.hold(_UPSTREAM_FULL, not ok)
 
     def response_begins(self) -> None:
         """The upstream said something, were it half a head: it may have done what was asked."""
@@ -620,7 +620,7 @@ class Exchange(Requester):
             self._replay = None
             self._queue, self._is_queuing = again, True
             self._services.recorder.arena.count("upstream_replays")
-            self._connection.hold(UPSTREAM_FULL, False)
+            self._connection.hold(_UPSTREAM_FULL, False)
             if was is not None and was.is_shared and self._choice is not None:
                 self._connect(self._choice)
             else:

@@ -3,9 +3,15 @@ from netproxy.observe.record cimport Recorder
 from netproxy.relay.trace cimport Ids
 from netproxy.upstream.pool cimport Pool
 
+cimport cython
+
 cdef class _Ids:
     cdef bytes _octets
     cdef Py_ssize_t _at
+
+    # A slice of C's is an object less.
+    @cython.locals(text="const char *", at=Py_ssize_t)
+    cpdef bytes make(self)
 
 cdef class _WallClock:
     cdef long long _second

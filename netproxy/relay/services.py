@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from binascii import hexlify
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
+from time import time as wall_time
 from typing import TYPE_CHECKING, Protocol
 
 from ..addr import ClientAddr, OriginalDst, SpiffeId, WorkloadKey
@@ -57,6 +57,9 @@ class _Ids:
         self._at = 0
 
     def __call__(self) -> bytes:
+        return self.make()
+
+    def make(self) -> bytes:
         at = self._at
         if at >= len(self._octets):
             self._octets, at = hexlify(os.urandom(4096)), 0
@@ -88,7 +91,7 @@ class _WallClock:
         self._text = b""
 
     def __call__(self) -> bytes:
-        second = int(time.time())
+        second = int(wall_time())
         if second != self._second:
             self._second, self._text = second, formatdate(second, usegmt=True).encode()
         return self._text
@@ -122,7 +125,7 @@ class Services:
         self.access = AccessLogger("", lambda: 0.0)
         self.trace_ids = Ids(os.urandom)
         self.spans = Spans(recorder.arena.count)
-        self.wall: Callable[[], float] = time.time
+        self.wall: Callable[[], float] = wall_time
 
 
 _NOBODY = SpiffeId("")

@@ -12,7 +12,7 @@ cdef class Ids:
     cdef bytes _digits
     cdef Py_ssize_t _at
 
-    @cython.locals(taken=bytes)
+    @cython.locals(taken=bytes, digits_="const char *")
     cpdef bytes take(self, Py_ssize_t digits)
 
 cpdef Trace begin(list headers, Ids ids, double percent)

@@ -67,7 +67,8 @@ class Ids:
         while True:
             if self._at + digits > len(self._digits):
                 self._digits, self._at = hexlify(self._entropy(self._block)), 0
-            taken = self._digits[self._at : self._at + digits]
+            digits_ = self._digits  # a slice of C's is an object less
+            taken = digits_[self._at : self._at + digits]
             self._at += digits
             if taken[0] != 0x30 or taken.strip(b"0"):
                 return taken

@@ -1,7 +1,11 @@
+cimport cython
 from netproxy.codec.engine cimport H1Engine
 from netproxy.codec.events cimport End, RequestHead, ResponseHead
 from netproxy.relay.services cimport Services
 from netproxy.stream cimport Stream
+
+@cython.locals(field=tuple, name=bytes)
+cdef bint _has(list headers, bytes one, bytes other)
 
 cdef class Requester:
     cpdef upstream_writable(self, bint ok)
@@ -37,5 +41,6 @@ cdef class UpstreamHttp(Upstream):
     cdef readonly object workload
 
     cdef _send(self, event)
+    cdef _send_head_of_http2(self, RequestHead head)
     cpdef data_received(self, bytes data)
     cdef _dispatch(self, list events)

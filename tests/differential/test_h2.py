@@ -37,7 +37,7 @@ class Pair:
     def __init__(self, kinds: tuple[type[Any], type[Any]], limits: H2Limits | None) -> None:
         self.engines = [kind(limits) for kind in kinds]
         self.readers = [h2f.Reader(), h2f.Reader()]
-        self.is_client = hasattr(self.engines[0], "next_stream_id")
+        self.is_client = isinstance(self.engines[0], CLIENTS)
         self.compare()
 
     def both(self, call: Callable[[Any], Any], *, take: bool = True) -> Any:
@@ -64,7 +64,7 @@ def outcome(call: Callable[[Any], Any], engine: Any) -> Any:
 
 
 def condition(engine: Any) -> list[Any]:
-    names = CONDITION + (CLIENT_CONDITION if hasattr(engine, "next_stream_id") else ())
+    names = CONDITION + (CLIENT_CONDITION if isinstance(engine, CLIENTS) else ())
     return [getattr(engine, name) for name in names] + [engine.statistics()]
 
 
