@@ -38,6 +38,8 @@ class Stream:
     A class and no protocol, so that compiled callers reach compiled streams without a look-up.
     """
 
+    __slots__ = ()
+
     @property
     def sink(self) -> Sink:
         raise NotImplementedError
