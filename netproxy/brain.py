@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from . import __version__
+from . import __version__, compiled
 from .addr import SpiffeId
 from .admin import Admin
 from .arena import ArenaReader
@@ -304,7 +304,12 @@ class Brain:
 
     def engines(self) -> dict[str, str]:
         """What the workers speak HTTP with."""
-        return {"http1": h1.chosen(self.settings.http1_engine), "http2": h2.chosen(self.settings.http2_engine)}
+        return {
+            "http1": h1.chosen(self.settings.http1_engine),
+            "http2": h2.chosen(self.settings.http2_engine),
+            "relay": compiled.relay(),
+            "streams": compiled.streams(),
+        }
 
     def condition(self) -> Condition:
         pods = self.workloads.pods

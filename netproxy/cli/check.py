@@ -25,6 +25,7 @@ from redirect.obstacles import blocked
 from redirect.probe import Choice, Preference, Probe, choose, probe
 from redirect.wanted import MECHANISMS, Mechanism
 
+from .. import compiled
 from ..codec import h1, h2
 from .ask import console, fetch, lacks
 from .options import RUN_ROOT, STATE_ROOT, Output, counted, node_name, run_dir
@@ -79,8 +80,10 @@ def _machine() -> list[Finding]:
     bindings = importlib.util.find_spec("nftables")
     findings = [
         Finding("python", True, platform.python_version()),
-        _engine("HTTP/1 engine", h1.ENGINES[0]),
-        _engine("HTTP/2 engine", h2.ENGINES[0]),
+        _part("HTTP/1 engine", h1.ENGINES[0], "native"),
+        _part("HTTP/2 engine", h2.ENGINES[0], "native"),
+        _part("relay", compiled.relay(), "compiled"),
+        _part("TCP streams", compiled.streams(), "native"),
         Finding("root", root, "" if root else "the agent needs root (network namespaces, nftables)"),
         Finding(
             "libnftables",
@@ -93,10 +96,10 @@ def _machine() -> list[Finding]:
     return [*findings, *_mechanisms()]
 
 
-def _engine(name: str, preferred: str) -> Finding:
-    if preferred == "native":
-        return Finding(name, True, preferred)
-    return Finding(name, None, f"{preferred}: the native one was not compiled, a request costs more")
+def _part(name: str, found: str, preferred: str) -> Finding:
+    if found == preferred:
+        return Finding(name, True, found)
+    return Finding(name, None, f"{found}: not compiled, a request costs more")
 
 
 def _mechanisms() -> list[Finding]:

@@ -38,7 +38,8 @@ def _print(found: dict[str, Any]) -> None:
     out = console()
     out.print(
         f"node [bold]{found['node']}[/]: {found['detail']}, HTTP/1 engine {found['engine']['http1']}, "
-        f"HTTP/2 engine {found['engine']['http2']}, "
+        f"HTTP/2 engine {found['engine']['http2']}, relay {found['engine']['relay']}, "
+        f"TCP streams {found['engine']['streams']}, "
         f"configuration {found['config']['path']} ({found['config']['age_s']:.0f} s old)"
     )
     steering = found["steering"]

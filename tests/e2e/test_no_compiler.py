@@ -19,7 +19,7 @@ from tests.e2e.mesh import Mesh, wait_listening
 ROOT = Path(__file__).parents[2]
 VIP = "240.240.0.71"
 PYPROJECT = ("pyproject.toml", "README.md", "LICENSE")
-SAYS = "reference: the native one was not compiled, a request costs more"
+SAYS = "{}: not compiled, a request costs more"
 
 
 class Installation:
@@ -108,8 +108,9 @@ def test_what_is_installed_is_whole_without_anything_compiled(installation: Inst
 def test_check_says_so(installation: Installation, tmp_path: Path) -> None:
     done = installation.run("check", "--node", "none", "--run-root", str(tmp_path), "-o", "json")
     found = {item["name"]: item for item in json.loads(done.stdout)["checks"]}
-    for name in ("HTTP/1 engine", "HTTP/2 engine"):
-        assert (found[name]["ok"], found[name]["detail"]) == (None, SAYS)
+    parts = {"HTTP/1 engine": "reference", "HTTP/2 engine": "reference", "relay": "interpreted", "TCP streams": "loop"}
+    for name, part in parts.items():
+        assert (found[name]["ok"], found[name]["detail"]) == (None, SAYS.format(part))
 
 
 @pytest.mark.parametrize("protocol", ["1", "2"])
@@ -137,8 +138,11 @@ def test_an_agent_serves_both_versions_and_says_so(
         (agent,) = mesh.agents
         for version in ("--http1.1", "--http2-prior-knowledge"):
             assert client.run("curl", "-sf", version, "-m", "20", f"http://{VIP}/small").stdout == "small\n"
-        assert agent.status()["engine"] == {"http1": "reference", "http2": "reference"}
-        assert agent.metric("netproxy_build_info", http1="reference", http2="reference") == 1
+        parts = {"http1": "reference", "http2": "reference", "relay": "interpreted", "streams": "loop"}
+        assert agent.status()["engine"] == parts
+        assert agent.metric("netproxy_build_info", **parts) == 1
         said = installation.run("status", "--node", agent.name, "--run-root", str(agent.run_root)).stdout
-        assert "HTTP/1 engine reference, HTTP/2 engine reference" in said.replace("\n", " ")
+        assert "HTTP/1 engine reference, HTTP/2 engine reference, relay interpreted, TCP streams loop" in said.replace(
+            "\n", " "
+        )
         assert agent.stop() == 0

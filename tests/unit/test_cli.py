@@ -206,7 +206,7 @@ STATUS: dict[str, Any] = {
     "node": "node-a",
     "healthy": True,
     "detail": "ok",
-    "engine": {"http1": "reference", "http2": "native"},
+    "engine": {"http1": "reference", "http2": "native", "relay": "compiled", "streams": "loop"},
     "config": {"path": "/etc/mesh", "age_s": 1.0, "error": ""},
     "identity_error": "",
     "state_error": "",
@@ -647,6 +647,6 @@ def test_check_where_no_compiler_was(
     assert found.exit_code == 0
     told = {item["name"]: item["detail"] for item in json.loads(found.stdout)["checks"]}
     other = "HTTP/2" if protocol == "HTTP/1" else "HTTP/1"
-    assert told[f"{protocol} engine"] == "reference: the native one was not compiled, a request costs more"
+    assert told[f"{protocol} engine"] == "reference: not compiled, a request costs more"
     assert told[f"{other} engine"] == "native"
     assert findings(found)[f"{protocol} engine"] is None
