@@ -15,6 +15,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,11 @@ from typing import Any
 if __name__ != "__main__":  # the program needs nothing but the standard library
     from examples.agent import Agent
     from examples.stage import Pod, wait_for
+    from redirect.bpf import netns_cookie
+    from redirect.bpf.bpffs import BPFFS, nodes
+    from redirect.bpf.layout import Flag, Workload
+    from redirect.bpf.pins import place_of
+    from redirect.netns import open_netns
     from tests.e2e.mesh import Mesh
 
 
@@ -78,7 +84,27 @@ def ruleset(pod: Pod) -> str:
 
 
 def tables(pod: Pod) -> list[str]:
-    return re.findall(r"^table inet (\S+)", pod.run("nft", "list", "ruleset").stdout, re.MULTILINE)
+    """What steers it: of nftables, or the nodes that have an entry of eBPF."""
+    return re.findall(r"^table inet (\S+)", pod.run("nft", "list", "ruleset").stdout, re.MULTILINE) + entries(pod)
+
+
+def entries(pod: Pod) -> list[str]:
+    """Nodes whose hooks do something about the namespace, by another tool than ours."""
+    fd = open_netns(pod.path)
+    try:
+        cookie = netns_cookie(fd)
+    finally:
+        os.close(fd)
+    found = []
+    for node in nodes():
+        place = str(place_of(node, BPFFS) / "map_pods")
+        shown = subprocess.run(["bpftool", "-j", "map", "dump", "pinned", place], capture_output=True, check=False)
+        for entry in json.loads(shown.stdout) if shown.returncode == 0 else []:
+            key, value = (bytes(int(octet, 16) for octet in entry[part]) for part in ("key", "value"))
+            flags = Workload.from_buffer_copy(value).flags
+            if int.from_bytes(key, sys.byteorder) == cookie and flags & (Flag.OUTBOUND | Flag.INBOUND):
+                found.append(node)
+    return found
 
 
 def vip_routes(pod: Pod) -> list[str]:

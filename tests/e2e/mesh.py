@@ -22,6 +22,8 @@ from redirect.bpf import clean
 from redirect.netns import inside, open_netns
 
 NAMESPACE = "shop"
+STEERING = os.environ.get("NETPROXY_TEST_STEERING", "")
+"""By what the suite steers where a test does not say it; empty: by what `auto` chooses."""
 _SERVERS = Path(__file__).parent / "servers"
 
 
@@ -40,7 +42,7 @@ class Mesh:
         families: Iterable[int] = (4,),
         nodes: int = 2,
         workers: int = 1,
-        steering: str = "",
+        steering: str = STEERING,
     ) -> None:
         self.config = folder / "mesh"
         self.config.mkdir(parents=True)
@@ -155,7 +157,7 @@ class Mesh:
             "apiVersion": "netproxy.mesh/v1alpha1",
             "kind": "MeshConfig",
             "metadata": {"name": "mesh", "namespace": "netproxy-system"},
-            "spec": spec,
+            "spec": ({"steering": STEERING} if STEERING else {}) | spec,
         }
 
     # -- running ------------------------------------------------------------------------------------
