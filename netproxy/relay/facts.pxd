@@ -7,6 +7,7 @@ cdef class Path:
     cdef readonly object service
     cdef readonly object identity
     cdef readonly object key
+    cdef readonly dict shared_keys
     cdef readonly Who who
 
 @cython.locals(paths=dict, version=long, path=Path)

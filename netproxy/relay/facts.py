@@ -26,6 +26,8 @@ class Path:
         tls = f"{ALPN_HTTP1} {self.identity}" if self.identity else ""
         self.key = PoolKey(facts.workload, choice.endpoint.addr, tls)
         """Of a connection of HTTP/1.1."""
+        self.shared_keys: dict[str, PoolKey] = {}
+        """Of connections of HTTP/2, by their ALPN protocol."""
         self.who = Who(parties(facts, services, choice), security(facts, choice))
 
 

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """What HTTP is to gRPC: its requests, deadlines, statuses and errors. PURE.
 
 After gRPC's ``PROTOCOL-HTTP2.md``. A request is gRPC by its content-type, whatever version of HTTP it came in; gRPC-Web
@@ -67,8 +68,8 @@ def timeout_s(headers: Headers) -> float:
 def timeout_value(seconds: float) -> bytes:
     """As a field: never more than `seconds`, as precise as eight digits are, and at least 1 ns (0 is not allowed)."""
     nanoseconds = max(1, int(seconds * 1e9))
-    for unit in (b"n", b"u", b"m", b"S", b"M", b"H"):
-        amount = nanoseconds // _UNITS_NS[unit]
+    for unit, unit_ns in reversed(_UNITS_NS.items()):
+        amount = nanoseconds // unit_ns
         if amount < 10**_MAX_DIGITS:
             return b"%d%b" % (amount, unit)
     return b"99999999H"

@@ -60,6 +60,7 @@ cdef class Exchange(Requester):
     cdef _connect(self, Choice choice)
     @cython.locals(kept=UpstreamHttp)
     cdef _own(self, Choice choice)
+    cdef _share(self, Choice choice, key, tuple alpn)
     @cython.locals(facts=Facts, tables=Tables, port=PortTable)
     cdef Choice _decide(self)
     @cython.locals(facts=Facts, tables=Tables, edits=RequestEdits, head=RequestHead, request_id=bytes, percent=double)

@@ -265,7 +265,10 @@ class Exchange(Requester):
         else:
             alpn = ""
         if alpn:
-            key = PoolKey(facts.workload, choice.endpoint.addr, f"{alpn} {tls}" if tls is not None else "")
+            key = path.shared_keys.get(alpn)
+            if key is None:
+                name = f"{alpn} {tls}" if tls is not None else ""
+                key = path.shared_keys[alpn] = PoolKey(facts.workload, choice.endpoint.addr, name)
             if not self._services.shared.speaks_http1(key):
                 self._share(choice, key, (alpn, ALPN_HTTP1))
                 return

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """The HTTP/2 connections to endpoints, and the requests that wait for one: what `upstream.shared` decides is done here.
 
 A connection counts as dialled when the endpoint has said by its SETTINGS what it takes: so nobody begins more than it

@@ -96,13 +96,13 @@ class Http2Connection:
         self.peer_ended = False
         """Streams that are reset since then are so by that alone."""
         self._shared = shared
-        self._engine: h2.H2Client = h2.client_engine(client_limits(shared.services.tables.mesh))
+        self.engine: h2.H2Client = h2.client_engine(client_limits(shared.services.tables.mesh))
         self._requests: dict[int, Http2Request] = {}
         self._left: dict[int, tuple[int, float]] = {}
         """Tunnels that are over but for octets that the endpoint's windows don't allow: how many, and since when."""
         self._ready: asyncio.Future[None] | None = shared.services.loop.create_future()
         self._in_turn = self._scheduled = self._freed = False
-        self._writable = True
+        self.is_writable = True
         self._closed = False
         self._answered = False
         self._resets = 0
@@ -126,11 +126,11 @@ class Http2Connection:
 
     @property
     def free_streams(self) -> int:
-        return 0 if self._closing_at or self._closed or self.stream.closing else self._engine.free_streams
+        return 0 if self._closing_at or self._closed or self.stream.closing else self.engine.free_streams
 
     @property
     def connect_protocol(self) -> bool:
-        return self._engine.connect_protocol
+        return self.engine.connect_protocol
 
     @property
     def answered(self) -> bool:
@@ -150,7 +150,7 @@ class Http2Connection:
 
     def check(self, now: float) -> None:
         """Called about twice a second."""
-        mesh, engine = self._shared.services.tables.mesh, self._engine
+        mesh, engine = self._shared.services.tables.mesh, self.engine
         if self._closed:
             return
         if self._closing_at:
@@ -170,14 +170,14 @@ class Http2Connection:
 
     def _look_at_left(self, now: float) -> None:
         for stream_id, (queued, since) in list(self._left.items()):
-            left = self._engine.queued(stream_id)
+            left = self.engine.queued(stream_id)
             if not left:
                 del self._left[stream_id]
             elif left != queued:
                 self._left[stream_id] = left, now
             elif now - since >= self._shared.services.tables.mesh.idle_timeout_s:
                 del self._left[stream_id]
-                self._engine.reset(stream_id, "the endpoint does not read the rest")
+                self.engine.reset(stream_id, "the endpoint does not read the rest")
                 self.changed()
         if not self._left and not self._requests:
             self.idle_since = now
@@ -191,14 +191,14 @@ class Http2Connection:
         """A PING, if a request said something since the endpoint was heard; agents are asked in any case."""
         if self.key.tls or (self.was_told and now - self._pinged_at >= PING_AGAIN_S):
             with contextlib.suppress(LocalProtocolError):  # it answers none of them, but it is alive
-                self._engine.ping(_PING)
+                self.engine.ping(_PING)
                 self._ping_at = self._pinged_at = now
                 self.changed()
 
     def close(self) -> None:
         """Nothing is on it any more: say so and go. Requests that are, are told that it is over."""
         if not self._closing_at and not self._closed:
-            self._engine.goaway()
+            self.engine.goaway()
             self._end(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: the connection was closed")
 
     def abort(self) -> None:
@@ -221,7 +221,7 @@ class Http2Connection:
             self._receive(b"", self._shared.services.now())
 
     def writable(self, ok: bool) -> None:
-        self._writable = ok
+        self.is_writable = ok
         for request in list(self._requests.values()):
             request.transport_writable(ok)
 
@@ -235,14 +235,14 @@ class Http2Connection:
         self._shared.closed(self)
 
     def _receive(self, data: bytes, now: float) -> None:
-        engine = self._engine
-        before = engine.buffered
+        engine = self.engine
+        before = engine.held()
         try:
             events = engine.receive(data, now)
         except RemoteProtocolError as exc:
             self._end(Reason.UPSTREAM_PROTOCOL, f"{self.key.endpoint}: {exc.detail}")
             return
-        left = engine.buffered
+        left = engine.held()
         if not left:
             self._partial_since = 0.0
         elif not self._partial_since or left < before + len(data):
@@ -256,26 +256,32 @@ class Http2Connection:
             self._flush()
 
     def _event(self, event: Event) -> None:
-        kind = type(event)
-        if kind is GoAway:
+        if type(event) is ResponseHead:
+            self._answered = True
+            self._tell(event.stream_id, event)
+        elif type(event) is Data or type(event) is End:
+            self._tell(event.stream_id, event)
+        elif type(event) is GoAway:
             self._shared.drained(self)
-        elif kind is PeerSettings:
+        elif type(event) is PeerSettings:
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
             self._freed = True
-        elif kind is ConnectionClosed:
+        elif type(event) is ConnectionClosed:
             self._end(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: closed without an answer")
-        elif kind is not PingAck:
-            request = self._requests.get(event.stream_id)  # type: ignore[union-attr]
-            if request is not None:
-                self._answered |= kind is ResponseHead
-                request.event(event)
+        elif type(event) is not PingAck:
+            self._tell(event.stream_id, event)  # type: ignore[union-attr]
+
+    def _tell(self, stream_id: int, event: Event) -> None:
+        request = self._requests.get(stream_id)
+        if request is not None:
+            request.event(event)
 
     # -- for its requests -----------------------------------------------------------------------------
 
     def begin(self, request: Http2Request, head: RequestHead) -> int:
         """The number of its stream. Raises LocalProtocolError."""
-        engine = self._engine
+        engine = self.engine
         stream_id = engine.next_stream_id
         engine.send(stream_id, head)
         self._requests[stream_id] = request
@@ -286,8 +292,10 @@ class Http2Connection:
 
     def over(self, stream_id: int) -> None:
         """Nobody asks for this stream any more."""
-        self._requests.pop(stream_id, None)  # at the end of the connection they all are out already
-        if queued := self._engine.queued(stream_id):
+        if stream_id in self._requests:  # at the end of the connection they all are out already
+            del self._requests[stream_id]
+        queued = self.engine.queued(stream_id)
+        if queued:
             self._left[stream_id] = queued, self._shared.services.now()
         if not self._requests and not self._left:
             self.idle_since = self._shared.services.now()
@@ -296,20 +304,12 @@ class Http2Connection:
 
     def reset(self, stream_id: int) -> None:
         """The same, before it came to its end."""
-        self._engine.reset(stream_id, "given up")
+        self.engine.reset(stream_id, "given up")
         self._resets += 1
         if self._resets == MAX_RESETS:
-            self._engine.goaway()
+            self.engine.goaway()
             self._shared.drained(self)
         self.over(stream_id)
-
-    @property
-    def engine(self) -> h2.H2Client:
-        return self._engine
-
-    @property
-    def is_writable(self) -> bool:
-        return self._writable
 
     def changed(self) -> None:
         """There is something to write, or a stream is free: at the end of this turn of the loop."""
@@ -333,12 +333,12 @@ class Http2Connection:
             finally:
                 self._in_turn = False
         self._write()
-        if self._engine.must_close and not self._requests:
+        if not self._requests and self.engine.is_last():
             self._end(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: the endpoint ended the connection")
 
     def _write(self) -> None:
-        out = self._engine.take_output()
-        if out and not self.stream.closing:
+        out = self.engine.take_output()
+        if out and not self.stream.is_closing():
             self.stream.write(out[0] if len(out) == 1 else b"".join(out))
 
     # -- the end --------------------------------------------------------------------------------------
@@ -415,7 +415,8 @@ class Http2Request(Upstream):
                 self._exchange.upstream_writable(False)
 
     def _send_head(self, connection: Http2Connection, head: RequestHead) -> None:
-        protocols = upgrade_protocols(head.headers)
+        # What came in HTTP/2 asks by CONNECT.
+        protocols = upgrade_protocols(head.headers) if not head.scheme else ()
         if protocols:
             self._protocol = protocols[0]
             self._sent = head
@@ -469,25 +470,25 @@ class Http2Request(Upstream):
         exchange, connection = self._exchange, self._connection
         if exchange is None or connection is None:
             return
-        kind = type(event)
-        if kind is Data:
+        if type(event) is End:
+            exchange.response_begins()
+            exchange.response(event)
+        elif type(event) is Data:
             exchange.response_begins()
             exchange.response(event)
             # The exchange may have ended by it, then nothing is owed.
             if self._held:
-                self._owed += len(event.data)  # type: ignore[union-attr]
+                self._owed += len(event.data)
             elif self._connection is not None:
-                connection.engine.credit(self._stream_id, len(event.data))  # type: ignore[union-attr]
-        elif kind is Writable:
+                connection.engine.credit(self._stream_id, len(event.data))
+        elif type(event) is Writable:
             self._writable_again(connection, exchange)
-        elif kind is Reset:
-            assert isinstance(event, Reset)
+        elif type(event) is Reset:
             self._was_reset(connection, event)
-        elif kind is ResponseHead and self._protocol:
-            assert isinstance(event, ResponseHead)
+        elif type(event) is ResponseHead and self._protocol:
             exchange.response_begins()
             exchange.response(self._switched(event))
-        elif kind in (ResponseHead, Informational, Trailers, End):
+        elif type(event) in (ResponseHead, Informational, Trailers):
             exchange.response_begins()
             exchange.response(event)
 

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Connections that many requests share (HTTP/2): which one takes the next request, and when another is dialled. PURE.
 
 A request takes a connection that has a free stream, the oldest first, so that the surplus grows idle and is expired.
