@@ -3,9 +3,8 @@
 
 Each loop has one `_Poller`: an epoll of its own, which the loop watches as one descriptor. When it is readable, all
 sockets that are ready are read in one go, into one buffer, and their sinks called; what the sinks wrote is sent when
-all of them have returned (at once when it is `LARGE`), one system call for a head and its content. So a request costs
-four system calls and no object of the loop, and who is woken by one of them finds more to do; a stream that is idle
-costs some 200 octets.
+all of them have returned, one system call for a head and its content. So a request costs four system calls and no
+object of the loop, and who is woken by one of them finds more to do; a stream that is idle costs some 200 octets.
 
 Rules beyond those of `stream` and `tcp`:
 
@@ -295,15 +294,16 @@ cdef class TcpStream(Stream):
             return
         self._queue.append(data)
         self._queued += size
-        if not self._watched & EPOLLOUT:
-            if self._queued >= LARGE:
-                # Now, while it is in the cache: what a turn may hold back is small.
+        if not self._dirty and not self._watched & EPOLLOUT:
+            if self._queued > self._high_water:
                 self.send_queue()
-                if self._closing:
-                    return
-            elif not self._dirty:
+            else:
                 self._poller.mark(self)
         if self._queued > self._high_water and not self._blocked:
+            if self._dirty:
+                self.send_queue()
+                if self._queued <= self._high_water or self._closing:
+                    return
             self._blocked = True
             self.delivery.writable(False)
 
