@@ -289,10 +289,8 @@ INLINE int redirected4(struct bpf_sock_addr *ctx, enum deed deed)
 	};
 	enum verdict verdict = decide(ctx, &to, deed);
 
-	if (verdict == ELSEWHERE) {
-		WORD(ctx->user_ip4) = to.address[3];
-		WORD(ctx->user_port) = to.port;
-	}
+	if (verdict == ELSEWHERE)
+		put4(ctx, &to);
 	return verdict != REFUSE;
 }
 
@@ -305,12 +303,7 @@ INLINE int redirected6(struct bpf_sock_addr *ctx, enum deed deed)
 	};
 	enum verdict verdict = decide(ctx, &to, deed);
 
-	if (verdict == ELSEWHERE) {
-		WORD(ctx->user_ip6[0]) = to.address[0];
-		WORD(ctx->user_ip6[1]) = to.address[1];
-		WORD(ctx->user_ip6[2]) = to.address[2];
-		WORD(ctx->user_ip6[3]) = to.address[3];
-		WORD(ctx->user_port) = to.port;
-	}
+	if (verdict == ELSEWHERE)
+		put6(ctx, &to);
 	return verdict != REFUSE;
 }

@@ -29,10 +29,8 @@ int getpeername4(struct bpf_sock_addr *ctx)
 {
 	struct destination *asked = asked_by(ctx);
 
-	if (asked) {
-		WORD(ctx->user_ip4) = asked->address[3];
-		WORD(ctx->user_port) = asked->port;
-	}
+	if (asked)
+		put4(ctx, asked);
 	return 1;
 }
 
@@ -40,12 +38,7 @@ int getpeername6(struct bpf_sock_addr *ctx)
 {
 	struct destination *asked = asked_by(ctx);
 
-	if (asked) {
-		WORD(ctx->user_ip6[0]) = asked->address[0];
-		WORD(ctx->user_ip6[1]) = asked->address[1];
-		WORD(ctx->user_ip6[2]) = asked->address[2];
-		WORD(ctx->user_ip6[3]) = asked->address[3];
-		WORD(ctx->user_port) = asked->port;
-	}
+	if (asked)
+		put6(ctx, asked);
 	return 1;
 }

@@ -99,6 +99,23 @@ INLINE int is_listed(const struct workload *workload, __u32 list, __u32 value)
 	return find(MAP(MAP_VALUES), &key) != NULL;
 }
 
+/* What the application is told, or where its socket goes instead. */
+
+INLINE void put4(struct bpf_sock_addr *ctx, const struct destination *to)
+{
+	WORD(ctx->user_ip4) = to->address[3];
+	WORD(ctx->user_port) = to->port;
+}
+
+INLINE void put6(struct bpf_sock_addr *ctx, const struct destination *to)
+{
+	WORD(ctx->user_ip6[0]) = to->address[0];
+	WORD(ctx->user_ip6[1]) = to->address[1];
+	WORD(ctx->user_ip6[2]) = to->address[2];
+	WORD(ctx->user_ip6[3]) = to->address[3];
+	WORD(ctx->user_port) = to->port;
+}
+
 INLINE struct config *configuration(void)
 {
 	__u32 only = 0;

@@ -19,10 +19,8 @@ int recvmsg4(struct bpf_sock_addr *ctx)
 	struct destination *asked = answered(ctx, &workload);
 
 	if (asked && workload && WORD(ctx->user_ip4) == workload->listen4 &&
-	    (__u16)WORD(ctx->user_port) == NET16(workload->dns_port)) {
-		WORD(ctx->user_ip4) = asked->address[3];
-		WORD(ctx->user_port) = asked->port;
-	}
+	    (__u16)WORD(ctx->user_port) == NET16(workload->dns_port))
+		put4(ctx, asked);
 	return 1;
 }
 
@@ -39,10 +37,6 @@ int recvmsg6(struct bpf_sock_addr *ctx)
 			    : from[0] != workload->listen6[0] || from[1] != workload->listen6[1] ||
 				      from[2] != workload->listen6[2] || from[3] != workload->listen6[3])
 		return 1;
-	WORD(ctx->user_ip6[0]) = asked->address[0];
-	WORD(ctx->user_ip6[1]) = asked->address[1];
-	WORD(ctx->user_ip6[2]) = asked->address[2];
-	WORD(ctx->user_ip6[3]) = asked->address[3];
-	WORD(ctx->user_port) = asked->port;
+	put6(ctx, asked);
 	return 1;
 }
