@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+from functools import cache
 
 RELAY = "netproxy.relay.request"
 """Of the Python modules with types beside them, which are compiled together, the one that a request costs most."""
 STREAMS = "netproxy.tcp_native"
 
 
+@cache
 def is_compiled(module: str) -> bool:
     """Does not import it, only the packages that it is in."""
     spec = importlib.util.find_spec(module)

@@ -10,35 +10,27 @@ from collections.abc import Sequence
 from netproxy.codec.events import Event
 
 
-class H1Engine:
-    """As `events.Engine`, with what HTTP/1 has beyond it."""
+class Engine:
+    """One side of one connection, see `events`."""
 
-    def receive(self, data: bytes) -> list[Event]:
+    def send(self, stream_id: int, event: Event) -> Sequence[bytes]:
         raise NotImplementedError
-
-    def send(self, stream_id: int, event: Event) -> list[bytes]:
-        raise NotImplementedError
-
-    def encode(self, event: Event) -> bytes:
-        """`send`, of stream 1, in one piece."""
-        return b"".join(self.send(1, event))
 
     def credit(self, stream_id: int, n: int) -> Sequence[bytes]:
-        raise NotImplementedError
-
-    def reset(self, stream_id: int, reason: str) -> Sequence[bytes]:
         raise NotImplementedError
 
     def goaway(self) -> Sequence[bytes]:
         raise NotImplementedError
 
-    def keep_spelling(self, on: bool) -> None:
-        """Shall heads that are read from now on tell how names of fields were written? Off at first."""
+    def resume(self) -> list[Event]:
+        """Of a server: events of what was held back. To be called after the head that begins a tunnel, and in HTTP/1
+        after the End of each response; raises like `receive`."""
         raise NotImplementedError
 
     @property
     def must_close(self) -> bool:
-        """Close the connection when the present exchange is over (now, if there is none)."""
+        """HTTP/1: close the connection when the present exchange is over (now, if there is none). HTTP/2: write what
+        there is, then close: broken, ended by the peer, or drained and without streams."""
         raise NotImplementedError
 
     @property
@@ -46,19 +38,10 @@ class H1Engine:
         """True between exchanges, when another one may start on this connection."""
         raise NotImplementedError
 
-    def resume(self) -> list[Event]:
-        """Of a server: events of what was held back. To be called after the End of each response, and after the head
-        that begins a tunnel; raises like `receive`."""
-        raise NotImplementedError
-
     @property
     def buffered(self) -> int:
-        """Of a server: octets received and not yet turned into events."""
-        raise NotImplementedError
-
-    @property
-    def is_full(self) -> bool:
-        """Of a server: the client pipelined all that it may; stop reading until the present response is finished."""
+        """Octets received and not yet turned into events. In HTTP/1 of a server; in HTTP/2 of a frame or header block
+        that is not whole yet: it should not stay so for long."""
         raise NotImplementedError
 
     # The same properties, for who would look them up with every request.
@@ -66,26 +49,43 @@ class H1Engine:
     def is_last(self) -> bool:
         return self.must_close
 
+    def held(self) -> int:
+        return self.buffered
+
+
+class H1Engine(Engine):
+    """With what HTTP/1 has beyond it."""
+
+    def receive(self, data: bytes) -> list[Event]:
+        raise NotImplementedError
+
+    def encode(self, event: Event) -> bytes:
+        """`send`, of stream 1, in one piece."""
+        return b"".join(self.send(1, event))
+
+    def reset(self, stream_id: int, reason: str) -> Sequence[bytes]:
+        raise NotImplementedError
+
+    def keep_spelling(self, on: bool) -> None:
+        """Shall heads that are read from now on tell how names of fields were written? Off at first."""
+        raise NotImplementedError
+
+    @property
+    def is_full(self) -> bool:
+        """Of a server: the client pipelined all that it may; stop reading until the present response is finished."""
+        raise NotImplementedError
+
     def is_reusable(self) -> bool:
         return self.reusable
 
     def is_stuffed(self) -> bool:
         return self.is_full
 
-    def held(self) -> int:
-        return self.buffered
 
-
-class H2Engine:
-    """As `events.Engine`, with what HTTP/2 has beyond it."""
+class H2Engine(Engine):
+    """With what HTTP/2 has beyond it."""
 
     def receive(self, data: bytes, now: float = 0.0) -> list[Event]:
-        raise NotImplementedError
-
-    def send(self, stream_id: int, event: Event) -> Sequence[bytes]:
-        raise NotImplementedError
-
-    def credit(self, stream_id: int, n: int) -> Sequence[bytes]:
         raise NotImplementedError
 
     def take_output(self) -> list[bytes]:
@@ -94,9 +94,6 @@ class H2Engine:
 
     def reset(self, stream_id: int, reason: str, code: int = 8) -> Sequence[bytes]:
         """Gives a stream up. `reason` is for people and is not sent."""
-        raise NotImplementedError
-
-    def goaway(self) -> Sequence[bytes]:
         raise NotImplementedError
 
     def ping(self, data: bytes) -> Sequence[bytes]:
@@ -111,10 +108,6 @@ class H2Engine:
         """How many."""
         raise NotImplementedError
 
-    def resume(self) -> list[Event]:
-        """Of a server: what came for tunnels before they were granted. To be called after the head that grants one."""
-        raise NotImplementedError
-
     @property
     def stalled_streams(self) -> list[int]:
         """The streams that `is_blocked`."""
@@ -125,22 +118,8 @@ class H2Engine:
         raise NotImplementedError
 
     @property
-    def buffered(self) -> int:
-        """Octets of a frame or header block that is not whole yet: it should not stay so for long."""
-        raise NotImplementedError
-
-    @property
     def is_draining(self) -> bool:
         """No new streams: we said so, or the peer did."""
-        raise NotImplementedError
-
-    @property
-    def must_close(self) -> bool:
-        """Write what there is, then close: broken, ended by the peer, or drained and without streams."""
-        raise NotImplementedError
-
-    @property
-    def reusable(self) -> bool:
         raise NotImplementedError
 
     @property
@@ -168,11 +147,3 @@ class H2Engine:
     def connect_protocol(self) -> bool:
         """The server knows extended CONNECT."""
         raise NotImplementedError
-
-    # The same properties, for who would look them up with every request.
-
-    def is_last(self) -> bool:
-        return self.must_close
-
-    def held(self) -> int:
-        return self.buffered

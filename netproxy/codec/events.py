@@ -24,8 +24,8 @@ whose head has `protocol` (RFC 8441), and 2xx grants it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, TypeAlias
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 """Names in lower case, values without surrounding white space, in order of arrival."""
@@ -252,21 +252,3 @@ Event: TypeAlias = (
     | PeerSettings
     | PingAck
 )
-
-
-class Engine(Protocol):
-    """One side of one connection."""
-
-    def receive(self, data: bytes) -> Sequence[Event]: ...
-
-    def send(self, stream_id: int, event: Event) -> Sequence[bytes]: ...
-
-    def credit(self, stream_id: int, n: int) -> Sequence[bytes]: ...
-
-    def reset(self, stream_id: int, reason: str) -> Sequence[bytes]: ...
-
-    def goaway(self) -> Sequence[bytes]: ...
-
-    @property
-    def reusable(self) -> bool:
-        """True between exchanges, when another one may start on this connection."""

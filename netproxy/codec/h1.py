@@ -1,4 +1,4 @@
-"""The door to HTTP/1: which engine speaks it, and what every engine offers beyond `events.Engine`.
+"""The door to HTTP/1: which engine speaks it, and what every engine offers beyond `engine.Engine`.
 
 Two engines with one behaviour: native (compiled, `h1_native`) and reference (h11 behind `strict`). `use` says which
 one, for the process: native where it was compiled, unless told otherwise. A driver does it the same way with both:

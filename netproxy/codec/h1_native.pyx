@@ -860,7 +860,7 @@ cdef class _Connection(H1Engine):
         self._dead = self._closed = self._must_close = True
         self._discard()
 
-    cpdef list send(self, stream_id, event):
+    cpdef send(self, stream_id, event):
         if stream_id != 1:
             self._kill()
             raise LocalProtocolError("HTTP/1 has one stream, number 1")
@@ -879,7 +879,7 @@ cdef class _Connection(H1Engine):
     cdef bytes _encode(self, event):
         raise NotImplementedError
 
-    cpdef list credit(self, stream_id, n):
+    cpdef credit(self, stream_id, n):
         return []
 
     cpdef list reset(self, stream_id, reason):

@@ -1,4 +1,4 @@
-"""The door to HTTP/2: which engine speaks it, and what every engine offers beyond `events.Engine`.
+"""The door to HTTP/2: which engine speaks it, and what every engine offers beyond `engine.Engine`.
 
 Two engines, with the same behaviour: native (compiled, `h2_native`) and reference (h2 behind our rules,
 `h2_reference`). `use` says which one, for the process; native where it was compiled, unless told otherwise. Whoever

@@ -2137,7 +2137,7 @@ cdef class H2NativeServer(_Connection):
     def reusable(self):
         return not self._dead and not self._closed and not self._is_draining()
 
-    def resume(self):
+    cpdef list resume(self):
         """What came for tunnels before they were granted. To be called after the head that grants one."""
         cdef _Stream stream
         cdef list events = []

@@ -118,17 +118,7 @@ class Tables:
         self._random = random
         self.version = 0
         """Grows with each change of anything."""
-        self.mesh = MeshShard()
-        # Of it, what is asked for every request.
-        self.http1_in_http2 = True
-        """Between agents."""
-        self.keeps_spelling = False
-        self.gives_ids = False
-        """``x-request-id``."""
-        self.trace_percent = -1.0
-        self.via = b""
-        self.buffer_bytes = 0
-        self._put_mesh(self.mesh)
+        self._put_mesh(MeshShard())
         self.workloads: dict[WorkloadKey, WorkloadShard] = {}
         self.svids: dict[SpiffeId, SvidShard] = {}
         self.services: dict[ServiceKey, ServiceShard] = {}
@@ -169,10 +159,10 @@ class Tables:
 
     def _put_mesh(self, shard: MeshShard) -> None:
         self.mesh = shard
-        # How names of fields were written is nothing that HTTP/2 could say.
+        # Of it, what is asked for every request. How names of fields were written is nothing that HTTP/2 could say.
         self.http1_in_http2 = shard.mesh_http != "http1" and shard.header_case == "lower"
         self.keeps_spelling = shard.header_case == "preserve"
-        self.gives_ids = shard.request_id
+        self.gives_ids = shard.request_id  # x-request-id
         self.trace_percent = shard.trace_percent
         self.via = shard.via.encode()
         self.buffer_bytes = shard.buffer_bytes

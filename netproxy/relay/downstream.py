@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 class Downstream:
     """A class and no protocol, so that a compiled exchange reaches a compiled connection without a look-up."""
 
-    def __init__(self, facts: Facts, services: Services, protocol: str, now: float) -> None:
-        self.begin(facts, services, protocol, now)
-
     def begin(self, facts: Facts, services: Services, protocol: str, now: float) -> None:
-        """What the constructor does, for constructors."""
+        """For constructors: one of its own would be a look-up."""
         self.facts = facts
         self.services = services
         self.protocol = protocol

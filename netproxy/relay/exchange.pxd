@@ -33,3 +33,6 @@ cpdef RequestHead request_for_http2(RequestHead head)
 cpdef ResponseHead response_for_http2(ResponseHead head)
 @cython.locals(field=tuple)
 cdef list _without(list headers, frozenset drops)
+@cython.locals(field=tuple)
+cpdef bint has(list headers, bytes wanted) except -1
+cpdef bint frames_content(list headers) except -1

@@ -314,8 +314,7 @@ def asks_for_tunnel(head: RequestHead) -> bool | None:
     protocols = upgrade_protocols(head.headers)
     if not protocols:
         return False
-    has_content = any(name in (b"content-length", b"transfer-encoding") for name, _ in head.headers)
-    return True if head.method == b"GET" and len(protocols) == 1 and not has_content else None
+    return True if head.method == b"GET" and len(protocols) == 1 and not frames_content(head.headers) else None
 
 
 def without_ours(headers: Headers) -> Headers:
@@ -363,7 +362,7 @@ def _forwarded(headers: Headers, edits: RequestEdits) -> Headers:
             field for field in headers if field[0].translate(_JOINED_ANYHOW) not in _FORWARDED or field[0] in _FORWARDED
         ]
         _add_to_list(headers, _FORWARDED_FOR, edits.client)
-        if not _has(headers, _FORWARDED_PROTO):
+        if not has(headers, _FORWARDED_PROTO):
             headers.append((_FORWARDED_PROTO, b"http"))
     elif edits.forwarded == "set":
         headers = [field for field in headers if field[0].translate(_JOINED_ANYHOW) not in _FORWARDED]
@@ -389,8 +388,16 @@ def _add_to_list(headers: Headers, name: bytes, value: bytes) -> None:
     headers.append((name, value))
 
 
-def _has(headers: Headers, wanted: bytes) -> bool:
-    return any(name == wanted for name, _ in headers)
+def has(headers: Headers, wanted: bytes) -> bool:
+    for field in headers:  # noqa: SIM110 -- a generator is an object more
+        if field[0] == wanted:
+            return True
+    return False
+
+
+def frames_content(headers: Headers) -> bool:
+    """Do they say where the content ends?"""
+    return has(headers, b"content-length") or has(headers, b"transfer-encoding")
 
 
 def _tokens(headers: Headers, wanted: bytes) -> list[bytes]:

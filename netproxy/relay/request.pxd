@@ -71,7 +71,7 @@ cdef class Exchange(Requester):
     cpdef request_data(self, Data event)
     cpdef request_end(self, End event)
     cpdef downstream_writable(self, bint ok)
-    cdef _count_out(self, Data event)
+    cdef _response_data(self, Data event)
     cdef _rare_response(self, event)
     cdef _response_head(self, ResponseHead event)
     cdef _end_way(self, long way)

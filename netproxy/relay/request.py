@@ -532,8 +532,7 @@ class Exchange(Requester):
             if type(event) is ResponseHead:
                 self._response_head(event)
             elif type(event) is Data:
-                self._count_out(event)
-                self._connection.send(event)
+                self._response_data(event)
             elif type(event) is End:
                 if self._tunnel:
                     self._connection.end_sending()
@@ -548,8 +547,9 @@ class Exchange(Requester):
             self._drop_upstream()
             self._fail(Reason.UPSTREAM_PROTOCOL, f"the response can't be passed on: {exc}")
 
-    def _count_out(self, event: Data) -> None:
+    def _response_data(self, event: Data) -> None:
         self._moved_out += len(event.data)
+        self._connection.send(event)
 
     def _rare_response(self, event: Event) -> None:
         match event:

@@ -1,11 +1,9 @@
 cimport cython
 from netproxy.codec.engine cimport H1Engine
 from netproxy.codec.events cimport End, RequestHead, ResponseHead
+from netproxy.relay.exchange cimport frames_content, has
 from netproxy.relay.services cimport Services
 from netproxy.stream cimport Stream
-
-@cython.locals(field=tuple, name=bytes)
-cdef bint _has(list headers, bytes one, bytes other)
 
 cdef class Requester:
     cpdef upstream_writable(self, bint ok)

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..codec import h2
-from ..codec.events import ConnectionClosed, End, Event, Headers, RequestHead, ResponseHead
+from ..codec.events import ConnectionClosed, End, Event, RequestHead, ResponseHead
 from ..codec.h1 import H1Client, H1Limits, client_engine
 from ..errors import Reason, RemoteProtocolError, UpstreamError
 from ..stream import Stream
 from ..upstream.pool import PoolKey
-from .exchange import chunked
+from .exchange import chunked, frames_content, has
 from .services import Services
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 
 _MOSTLY_WITHOUT_CONTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE", b"CONNECT"))
 """A chunked body, even an empty one, is nothing that servers expect in them."""
-
-
-def _has(headers: Headers, one: bytes, other: bytes) -> bool:
-    for field in headers:  # noqa: SIM110 -- a generator is an object more
-        if field[0] == one or field[0] == other:
-            return True
-    return False
 
 
 class Requester:
@@ -162,11 +155,11 @@ class UpstreamHttp(Upstream):
         if head.protocol:
             self._asked = head = h2.websocket_from_connect(head, os.urandom(16))
             self._send(head)
-        elif _has(head.headers, b"content-length", b"transfer-encoding"):
+        elif frames_content(head.headers):
             self._send(head)
         else:
             self._head = head
-            if head.method not in _MOSTLY_WITHOUT_CONTENT or _has(head.headers, b"expect", b"expect"):
+            if head.method not in _MOSTLY_WITHOUT_CONTENT or has(head.headers, b"expect"):
                 # Its end comes in the same turn, if it has no content; else the endpoint may have to speak first.
                 self._services.loop.call_soon(self._content_follows, head)
 
