@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
-from redirect.bpf import Listener, netns_cookie
+from redirect.bpf import Listener
 from redirect.ebpf import counters, release
-from redirect.netns import open_netns
+from redirect.netns import netns_cookie, open_netns
 from redirect.probe import Preference
 from redirect.unsteered import Unsteered, unsteered
 

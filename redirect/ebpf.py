@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -31,9 +30,9 @@ from redirect.bpf.programs import HOOKS
 from redirect.entries import listing
 from redirect.errors import RedirectError
 from redirect.netfilter.nft import parse_table_name, table_name
+from redirect.netns import cookie, current
 from redirect.wanted import Table, Wanted
 
-_SO_NETNS_COOKIE = 71
 _STEERS = layout.Flag.OUTBOUND | layout.Flag.INBOUND
 
 
@@ -59,7 +58,7 @@ class Entries:
     def tables(self, node: str) -> list[Table]:
         if not bpffs.folder(node).is_dir():
             return []
-        number = _cookie()
+        number = cookie()
         with self._lock:
             placed = self._placed.get((node, number))
             if placed is None:
@@ -73,24 +72,20 @@ class Entries:
 
     def create(self, name: str, wanted: Wanted, listeners: Iterable[Listener] = ()) -> int | None:
         node, generation = _parse(name)
-        number = _cookie()
-        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with self._lock:
-                hooks = self._opened(node)
-                hooks.configure(Proxy(mark=wanted.mark, mask=wanted.mask))
-                hooks.enrol_pod(here, _workload(wanted), listeners)
-                before = self._placed.get((node, number))
-                self._placed[node, number] = _Placed(name, generation, wanted, before)
-                if self._may_retire(node):
-                    hooks.retire()
-        finally:
-            os.close(here)
+        number = cookie()
+        with current() as here, self._lock:
+            hooks = self._opened(node)
+            hooks.configure(Proxy(mark=wanted.mark, mask=wanted.mask))
+            hooks.enrol_pod(here, _workload(wanted), listeners)
+            before = self._placed.get((node, number))
+            self._placed[node, number] = _Placed(name, generation, wanted, before)
+            if self._may_retire(node):
+                hooks.retire()
         return None
 
     def serve(self, node: str, listeners: Iterable[Listener]) -> None:
         """More listeners, or others, for what is there."""
-        key = Key("pod", _cookie())
+        key = Key("pod", cookie())
         with self._lock:
             hooks = self._hooks.get(node)
             if hooks is not None and _row(node, key.number) is not None:
@@ -98,7 +93,7 @@ class Entries:
                     hooks.listen(key, listener)
 
     def delete(self, names: tuple[str, ...]) -> None:
-        number = _cookie()
+        number = cookie()
         for name in names:
             node, _ = _parse(name)
             with self._lock:
@@ -114,22 +109,19 @@ class Entries:
                 self._placed[node, number] = _Placed(placed.name, placed.generation, placed.wanted)
             return
         hooks = self._opened(node)
-        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with current() as here:
             if placed.before is not None:
                 hooks.enrol_pod(here, _workload(placed.before.wanted))
                 self._placed[node, number] = placed.before
             else:
                 hooks.enrol_pod(here, _workload(placed.wanted, steers=False))
                 del self._placed[node, number]
-        finally:
-            os.close(here)
 
     def withdraw(self, node: str) -> None:
         """All of this namespace goes, whoever put it there."""
         if not bpffs.folder(node).is_dir():
             return
-        number = _cookie()
+        number = cookie()
         with self._lock:
             self._placed.pop((node, number), None)
             hooks = self._hooks.get(node)
@@ -217,24 +209,11 @@ def fingerprint(node: str, number: int) -> bytes:
     return bytes(row) + bytes(os.path.exists(_place(node) / name) for name in pins)
 
 
-def cookie_of() -> int:
-    """The number by which hooks know the calling thread's current namespace."""
-    return _cookie()
-
-
 def _parse(name: str) -> tuple[str, int]:
     found = parse_table_name(name)
     if found is None:
         raise RedirectError(f"{name!r} is no generation's name")
     return found
-
-
-def _cookie() -> int:
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
-    except OSError as exc:
-        raise RedirectError(str(exc), step="ask for the namespace's cookie") from exc
 
 
 def _workload(wanted: Wanted, *, steers: bool = True) -> Workload:

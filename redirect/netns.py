@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from redirect.errors import RedirectError
 CLONE_NEWNET = 0x40000000
 NSFS_MAGIC = 0x6E736673
 NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), Linux 4.11
+SO_NETNS_COOKIE = 71  # Linux 5.14
 
 _libc = ctypes.CDLL(None, use_errno=True)  # os.setns and os.unshare came with Python 3.12
 
@@ -70,16 +73,40 @@ def open_netns(path: str) -> int:
 
 
 @contextmanager
+def current() -> Iterator[int]:
+    """An fd of the calling thread's own namespace. RedirectError."""
+    try:
+        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise RedirectError(str(exc), step="open own namespace") from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def cookie() -> int:
+    """The number by which the kernel's programs know the calling thread's namespace."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError as exc:
+        raise RedirectError(str(exc), step="ask for the namespace's cookie") from exc
+
+
+def netns_cookie(netns_fd: int) -> int:
+    """The same of another one."""
+    with inside(netns_fd):
+        return cookie()
+
+
+@contextmanager
 def inside(netns_fd: int) -> Iterator[None]:
     """Run the block with the calling thread in that network namespace. Needs CAP_SYS_ADMIN.
 
     RedirectError if the namespace cannot be entered. Not being able to return aborts the process.
     """
-    try:
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise RedirectError(str(exc), namespace=f"fd {netns_fd}", step="open own namespace") from exc
-    try:
+    with current() as home:
         if _libc.setns(netns_fd, CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
             raise RedirectError(os.strerror(number), namespace=f"fd {netns_fd}", step="enter namespace")
@@ -88,8 +115,6 @@ def inside(netns_fd: int) -> Iterator[None]:
         finally:
             if _libc.setns(home, CLONE_NEWNET) != 0:
                 os.abort()
-    finally:
-        os.close(home)
 
 
 def unshare_netns() -> None:

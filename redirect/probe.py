@@ -14,7 +14,7 @@ from redirect.apply import execute
 from redirect.bpf import Hooks, Workload, bpffs, clean
 from redirect.errors import RedirectError
 from redirect.netfilter.restore import host_variant
-from redirect.netns import unshare_netns
+from redirect.netns import current, unshare_netns
 from redirect.observed import observe_here
 from redirect.plan import Steering, plan
 from redirect.wanted import FailurePolicy, Family, Mechanism, Ports, Scope
@@ -119,13 +119,10 @@ def _try_hooks() -> None:
         (root / name).mkdir()
         with Hooks.open(name, cgroup=root / name) as hooks:
             unshare_netns()
-            here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
+            with current() as here:
                 hooks.enrol_pod(here, Workload(frozenset({4, 6}), scope=_SCOPE))
-                if lost := [link.name for link in hooks.links() if not link.target]:
-                    raise RedirectError(f"not attached: {', '.join(lost)}", step="try hooks")
-            finally:
-                os.close(here)
+            if lost := [link.name for link in hooks.links() if not link.target]:
+                raise RedirectError(f"not attached: {', '.join(lost)}", step="try hooks")
     finally:
         _clean_scratch(name, root / name)
 
@@ -150,8 +147,7 @@ def _candidates(wanted: Preference) -> list[Mechanism]:
 
 def _try(family: Family, mechanism: Mechanism) -> None:
     policies: tuple[FailurePolicy, ...] = ("open", "closed")
-    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with current() as here:
         for policy in policies:
             desired = Steering(
                 _NODE, frozenset({family}), policy, ports=Ports(dns=15053), scope=_SCOPE, mechanism=mechanism
@@ -161,5 +157,3 @@ def _try(family: Family, mechanism: Mechanism) -> None:
                 os.close(owner_fd)
             if desired.owned and observe_here(_NODE, (mechanism,)).tables:
                 raise RedirectError("an owned table outlived its owner", step="close owner")
-    finally:
-        os.close(here)

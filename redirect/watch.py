@@ -16,9 +16,9 @@ import os
 import socket
 import struct
 
-from redirect.ebpf import cookie_of, fingerprint
+from redirect.ebpf import fingerprint
 from redirect.errors import RedirectError
-from redirect.netns import inside
+from redirect.netns import cookie, inside
 from redirect.wanted import Mechanism
 
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
@@ -52,7 +52,7 @@ class Watch:
         self._open: list[socket.socket] = []
         try:
             with inside(netns_fd):
-                self._cookie = cookie_of()
+                self._cookie = cookie()
                 self._rules = self._socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
                 self._ask = self._socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
                 self._links = self._socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)

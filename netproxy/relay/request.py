@@ -580,7 +580,7 @@ class Exchange(Requester):
             self._grpc_status = status_of(event.headers)
             self._ends_early = self._connection.protocol == "http/2" and may_end_early(event)
         if self._services.access.on:
-            self._head_at = self._services.now()
+            self._head_at = self._connection.activity
         from_agent = self._key is not None and self._key.tls != ""
         self._connection.send(edit_response(event, from_agent, self._services.date(), self._services.tables.via))
         if event.status == 101 or (self._head.method == b"CONNECT" and event.status < 300):

@@ -16,7 +16,7 @@ that asks several nameservers without being connected sees all answers from the 
 """
 
 from redirect.bpf.balance import Balanced, Target
-from redirect.bpf.hooks import Enrolled, Hooks, Link, Listener, Proxy, clean, links, netns_cookie
+from redirect.bpf.hooks import Enrolled, Hooks, Link, Listener, Proxy, clean, links
 from redirect.bpf.layout import Count
 from redirect.bpf.workload import Key, Workload
 
@@ -33,5 +33,4 @@ __all__ = [
     "Workload",
     "clean",
     "links",
-    "netns_cookie",
 ]

@@ -39,10 +39,9 @@ from redirect.bpf.layout import Count, Flag
 from redirect.bpf.programs import HOOKS, INBOUND
 from redirect.bpf.workload import Key, Workload, network_rows, value_rows
 from redirect.errors import RedirectError
-from redirect.netns import inside
+from redirect.netns import netns_cookie
 from redirect.wanted import Family
 
-SO_NETNS_COOKIE = 71
 LOAD_PATIENCE_S = 60.0
 """A compiler on a host that is busy with everything else."""
 RETIRE_GRACE_S = 0.2
@@ -450,16 +449,6 @@ class Hooks:
 
     def _write_config(self, config: layout.Config) -> None:
         syscall.update(self._maps["config"], _ONLY, bytes(config), step="configure")
-
-
-def netns_cookie(netns_fd: int) -> int:
-    """The number by which the kernel's programs know a network namespace (Linux 5.14)."""
-    with inside(netns_fd):
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
-        except OSError as exc:
-            raise RedirectError(str(exc), namespace=f"fd {netns_fd}", step="ask for its cookie") from exc
 
 
 def links(node: str, *, mount: Path = bpffs.BPFFS) -> list[Link]:

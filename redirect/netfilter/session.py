@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from redirect.errors import RedirectError
 from redirect.netfilter import nft
+from redirect.netns import SO_NETNS_COOKIE
 from redirect.wanted import Listing, Table, Wanted
 
 NETLINK_NETFILTER = 12
-SO_NETNS_COOKIE = 71  # Linux 5.14
 
 _GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _REQUEST_DUMP = 0x1 | 0x300

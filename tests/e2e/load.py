@@ -28,11 +28,10 @@ from typing import Any
 if __name__ != "__main__":  # the program needs nothing but the standard library
     from examples.agent import Agent
     from examples.stage import Pod, wait_for
-    from redirect.bpf import netns_cookie
     from redirect.bpf.bpffs import BPFFS, nodes
     from redirect.bpf.layout import Flag, Workload
     from redirect.bpf.pins import place_of
-    from redirect.netns import open_netns
+    from redirect.netns import netns_cookie, open_netns
     from tests.e2e.mesh import Mesh
 
 

@@ -137,8 +137,17 @@ def test_what_somebody_takes_away_is_put_back(mesh_of: MeshOf) -> None:
     scene.mesh.start()
     place = place_of(scene.agent.name, BPFFS)
     with repaired(scene):
-        (place / "link_connect4").unlink()
-        assert not get(scene.client, scene.server.ip, "/x", port=8080).json()["meshed"]
+        (brain,) = scene.agent.pids("brain")
+        os.kill(brain, signal.SIGSTOP)  # it would put it back sooner than one can look
+        try:
+            (place / "link_connect4").unlink()
+            # The kernel lets go of a link some time after its last name.
+            wait_for(
+                lambda: not get(scene.client, scene.server.ip, "/x", port=8080).json()["meshed"],
+                "the program to be away",
+            )
+        finally:
+            os.kill(brain, signal.SIGCONT)
     with repaired(scene):
         (place / "map_listeners").unlink()  # with it, all that is known of listeners
         (place / "link_connect6").unlink()

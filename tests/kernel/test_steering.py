@@ -41,11 +41,11 @@ from redirect import (
 )
 from redirect.apply import execute
 from redirect.backend import BACKENDS
-from redirect.bpf import Listener, clean, netns_cookie
+from redirect.bpf import Listener, clean
 from redirect.bpf.bpffs import BPFFS, cgroup_root, nodes
 from redirect.bpf.pins import place_of
 from redirect.ebpf import ENTRIES
-from redirect.netns import identity, inside, open_netns
+from redirect.netns import identity, inside, netns_cookie, open_netns
 from redirect.plan import DIALECTS, AddRoute, CreateTable, Dropped, Plan, plan
 from redirect.probe import probe
 from redirect.wanted import MECHANISMS, FailurePolicy, Table
