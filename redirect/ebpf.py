@@ -201,12 +201,27 @@ def counters(node: str, number: int) -> dict[str, int]:
 
 def fingerprint(node: str, number: int) -> bytes:
     """As long as it is the same, so is the entry. Lists of networks and ports, and whether what is pinned is attached,
-    only a look tells."""
+    only a look tells.
+
+    Pins are told apart by inode: when the repair of one workload has put new ones in their places, what the others had
+    in the old maps is gone.
+    """
     row = _row(node, number)
     if row is None:
         return b""
-    pins = [f"inbound_{number}", *(f"link_{hook.name}" for hook in HOOKS if not hook.per_namespace)]
-    return bytes(row) + bytes(os.path.exists(_place(node) / name) for name in pins)
+    pins = [
+        f"inbound_{number}",
+        *(f"link_{hook.name}" for hook in HOOKS if not hook.per_namespace),
+        *(f"map_{made.name}" for made in layout.MAPS),
+    ]
+    return bytes(row) + b"".join(_inode(_place(node) / name).to_bytes(8, sys.byteorder) for name in pins)
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _parse(name: str) -> tuple[str, int]:
