@@ -114,6 +114,7 @@ PURE = (
     "netproxy/pattern.py",
     "netproxy/relay/exchange.py",
     "netproxy/relay/grpc.py",
+    "netproxy/relay/ids.py",
     "netproxy/relay/trace.py",
     "netproxy/stream.py",
     "netproxy/upstream/health.py",

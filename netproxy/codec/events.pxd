@@ -16,6 +16,7 @@ cdef class RequestHead(Message):
     cdef public object spelling
     cdef public bytes scheme
     cdef public bytes protocol
+    cdef public long seen
 
 @cython.no_gc
 @cython.final
@@ -25,6 +26,7 @@ cdef class ResponseHead(Message):
     cdef public list headers
     cdef public bytes http_version
     cdef public object spelling
+    cdef public long seen
 
 @cython.final
 cdef class Informational(Message):

@@ -55,6 +55,7 @@ class RequestHead(Message):
     """`spelling`: only of engines that were asked to keep it. Written out, a name that it lacks is in lower case.
     `scheme`: as the client said it (HTTP/2 only). Written out, an empty one is ``http``.
     `protocol`: of an extended CONNECT (RFC 8441), whose `target` is a path.
+    `seen`: of its fields, see `fields`; -1: nobody has looked. It is no part of what makes two heads equal.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class RequestHead(Message):
         self.spelling = spelling
         self.scheme = scheme
         self.protocol = protocol
+        self.seen = -1
 
 
 class ResponseHead(Message):
-    """`spelling`: as of `RequestHead`."""
+    """`spelling`, `seen`: as of `RequestHead`."""
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class ResponseHead(Message):
         self.headers = headers
         self.http_version = http_version
         self.spelling = spelling
+        self.seen = -1
 
 
 class Informational(Message):
@@ -152,6 +155,7 @@ def request_head(
     head.spelling = spelling
     head.scheme = scheme
     head.protocol = protocol
+    head.seen = -1
     return head
 
 
@@ -165,6 +169,7 @@ def response_head(
     head.headers = headers
     head.http_version = http_version
     head.spelling = spelling
+    head.seen = -1
     return head
 
 

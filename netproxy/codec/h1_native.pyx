@@ -13,13 +13,16 @@ content as a whole is handed on without a copy.
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.string cimport memchr, memcmp, memcpy
 
 from netproxy.codec.engine cimport H1Engine
 from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
 from netproxy.codec.events cimport content, request_head, response_head
+from netproxy.codec.fields cimport is_like_xfcc
 
 from netproxy.codec.events import ConnectionClosed
+from netproxy.codec.fields import BITS, NAMING, XFCC, XFCC_LIKE
 from netproxy.codec.h1_reference import REASON_PHRASES
 from netproxy.codec.strict import (
     FORBIDDEN_TRAILERS,
@@ -71,6 +74,7 @@ cdef enum:
     O_UPGRADE = 4
     O_FRAMES = 8
     O_NO_TOKEN = 16
+    O_OTHER = 32
 
 # Content that is sent, beside octets by length.
 cdef enum:
@@ -103,6 +107,23 @@ def _fill():
 
 _fill()
 
+cdef inline bint _is_value(const unsigned char *p, Py_ssize_t n) noexcept:
+    """Of octets that a value may have. Eight at once, as long as there is none that has to be looked at by itself."""
+    cdef unsigned long long word
+    cdef Py_ssize_t i = 0
+    while i + 8 <= n:
+        memcpy(&word, p + i, 8)
+        # Some octet is below 32, or 127 (with bit 7 set they are neither).
+        if ((word - 0x2020202020202020ull) & ~word | ((word ^ 0x7F7F7F7F7F7F7F7Full) - 0x0101010101010101ull) & ~(
+            word ^ 0x7F7F7F7F7F7F7F7Full
+        )) & 0x8080808080808080ull:
+            break
+        i += 8
+    while i < n and _VALUE[p[i]]:
+        i += 1
+    return i == n
+
+
 # --- names of fields: one object each for those that everybody sends
 
 cdef struct Known:
@@ -110,6 +131,8 @@ cdef struct Known:
     Py_ssize_t size
     PyObject *name
     int tag
+    long bits  # of `fields`
+    bint repeats
 
 cdef Known _known[256]
 cdef list _kept = []
@@ -124,6 +147,11 @@ def _remember():
         b"host": T_HOST, b"content-length": T_LENGTH, b"transfer-encoding": T_CODING,
         b"connection": T_CONNECTION, b"upgrade": T_UPGRADE,
     }
+    # Lines of these are often the same, and hold nothing that is a secret of whoever sends them.
+    repeating = b"""
+    accept accept-encoding accept-language accept-ranges cache-control connection content-encoding content-length
+    content-type date host keep-alive pragma server te transfer-encoding upgrade user-agent vary x-forwarded-proto
+    """.split()
     names = [*tags, *b"""
     accept accept-encoding accept-language accept-ranges access-control-allow-origin age authorization cache-control
     content-encoding content-type cookie date etag expect expires forwarded from if-match if-modified-since if-none-match
@@ -131,6 +159,7 @@ def _remember():
     tracestate user-agent vary via x-forwarded-client-cert x-forwarded-for x-forwarded-host x-forwarded-proto
     x-netproxy-reason x-request-id grpc-status grpc-message grpc-timeout content-range
     """.split()]
+    names += [name for name in (*BITS, *repeating) if name not in names]
     cdef bytes name
     cdef unsigned int at
     for name in names:
@@ -142,13 +171,15 @@ def _remember():
         _known[at].size = len(name)
         _known[at].name = <PyObject *>name
         _known[at].tag = tags.get(name, T_NONE)
+        _known[at].bits = BITS.get(name, 0)
+        _known[at].repeats = name in repeating
 
 
 _remember()
 
 
-cdef bytes _lower_name(const unsigned char *p, Py_ssize_t n, int *tag):
-    """The name in lower case: the object kept for it, or a new one."""
+cdef bytes _lower_name(const unsigned char *p, Py_ssize_t n, Known **found):
+    """The name in lower case: the object kept for it, or a new one. `found`: NULL if it is not kept."""
     cdef unsigned int at = _slot(_LOWER[p[0]], _LOWER[p[n - 1]], n)
     cdef Py_ssize_t i
     cdef Known *known
@@ -161,16 +192,54 @@ cdef bytes _lower_name(const unsigned char *p, Py_ssize_t n, int *tag):
             while i < n and _LOWER[p[i]] == known.text[i]:
                 i += 1
             if i == n:
-                tag[0] = known.tag
+                found[0] = known
                 return <bytes>known.name
         at = (at + 1) & 255
-    tag[0] = T_NONE
+    found[0] = NULL
     cdef bytes name = PyBytes_FromStringAndSize(NULL, n)
     cdef unsigned char *out = <unsigned char *>PyBytes_AS_STRING(name)
     for i in range(n):
         out[i] = _LOWER[p[i]]
     return name
 
+
+# --- lines of fields: those that came lately, each with the field that it is
+
+cdef enum:
+    LINES = 256
+    LINE_SIZE = 96
+
+cdef struct Line:
+    unsigned char text[LINE_SIZE]
+    Py_ssize_t size  # 0: none is kept here
+    PyObject *field
+    int tag
+    int options
+    long bits
+
+cdef Line _lines_kept[LINES]
+
+
+cdef inline Line *_line(const unsigned char *p, Py_ssize_t n) noexcept:
+    """Where a line of 8 to LINE_SIZE octets would be kept."""
+    cdef unsigned long long a, b
+    memcpy(&a, p, 8)
+    memcpy(&b, p + n - 8, 8)
+    a = (a * 0x9E3779B97F4A7C15ull) ^ (b * 0xC2B2AE3D27D4EB4Full) ^ <unsigned long long>n
+    a *= 0x9E3779B97F4A7C15ull
+    return &_lines_kept[a >> 56]
+
+
+cdef void _keep_line(Line *line, const unsigned char *p, Py_ssize_t n, tuple field, int tag, int options, long bits):
+    Py_XDECREF(line.field)
+    Py_INCREF(field)
+    memcpy(line.text, p, n)
+    line.size, line.field, line.tag, line.options, line.bits = n, <PyObject *>field, tag, options, bits
+
+
+cdef long _NAMING = NAMING
+cdef long _XFCC_LIKE = XFCC_LIKE
+cdef Py_ssize_t _XFCC_SIZE = len(XFCC)
 
 cdef dict _METHODS = {m: m for m in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE")}
 cdef bytes _GET = b"GET"
@@ -238,8 +307,9 @@ cdef class _Connection(H1Engine):
     cdef bytes _length
     cdef int _codings
     cdef Py_ssize_t _coding_at
-    cdef bint _has_connection
+    cdef int _options  # of all Connection fields
     cdef bint _has_upgrade
+    cdef long _bits
     # Their message is whole.
     cdef bint _theirs_done
     # Of a server, the request being answered; of a client, the one that was sent.
@@ -411,7 +481,9 @@ cdef class _Connection(H1Engine):
         self._fields = []
         self._spelling = {} if self._keep_spelling else None
         self._hosts = self._lengths = self._codings = 0
-        self._has_connection = self._has_upgrade = False
+        self._has_upgrade = False
+        self._options = 0
+        self._bits = 0
 
     cdef int _read_head(self, const unsigned char *p, Py_ssize_t n, Py_ssize_t *place, list events) except -1:
         """1: a head is complete. 0: more octets are needed."""
@@ -528,50 +600,70 @@ cdef class _Connection(H1Engine):
             self._refuse(Rule.VERSION)
         return 0
 
-    cdef bytes _field_name(self, const unsigned char *p, Py_ssize_t n, Py_ssize_t *colon, int *tag):
+    cdef bytes _field_name(self, const unsigned char *p, Py_ssize_t n, Py_ssize_t *colon, Known **known):
         """The name of a field whose octets are all allowed. Raises."""
         cdef Py_ssize_t i = 0
-        cdef Py_ssize_t k
         while i < n and _TCHAR[p[i]]:
             i += 1
-        if i == 0 or i == n or p[i] != 58:
+        if i == 0 or i == n or p[i] != 58 or not _is_value(p + i + 1, n - i - 1):
             self._refuse(field_rule(PyBytes_FromStringAndSize(<const char *>p, n)))
-        for k in range(i + 1, n):
-            if not _VALUE[p[k]]:
-                self._refuse(field_rule(PyBytes_FromStringAndSize(<const char *>p, n)))
         colon[0] = i
-        return _lower_name(p, i, tag)
+        return _lower_name(p, i, known)
 
     cdef int _read_field(self, const unsigned char *p, Py_ssize_t n) except -1:
         cdef Py_ssize_t colon = 0
         cdef int tag = T_NONE
-        cdef bytes name = self._field_name(p, n, &colon, &tag)
-        cdef bytes value = _stripped(p + colon + 1, n - colon - 1)
+        cdef int options = 0
+        cdef long bits = 0
+        cdef Known *known
+        cdef bytes name, value
+        cdef tuple field
+        cdef Line *line = _line(p, n) if 8 <= n <= LINE_SIZE else NULL
+        if line != NULL and line.size == n and memcmp(line.text, p, n) == 0:
+            field = <tuple>line.field
+            tag, options, bits = line.tag, line.options, line.bits
+            if self._spelling is not None:
+                colon = PyBytes_GET_SIZE(<bytes>field[0])
+        else:
+            name = self._field_name(p, n, &colon, &known)
+            value = _stripped(p + colon + 1, n - colon - 1)
+            field = (name, value)
+            if known != NULL:
+                tag, bits = known.tag, known.bits
+                if tag == T_CONNECTION:
+                    options = _options_in(value)
+                    if options & ~(O_CLOSE | O_KEEP_ALIVE):
+                        bits |= _NAMING
+                if line != NULL and known.repeats:
+                    _keep_line(line, p, n, field, tag, options, bits)
+            elif PyBytes_GET_SIZE(name) == _XFCC_SIZE and is_like_xfcc(name):
+                bits = _XFCC_LIKE
+        self._bits |= bits
         if tag:
             if tag == T_HOST:
                 self._hosts += 1
-                self._host = value
+                self._host = <bytes>field[1]
             elif tag == T_LENGTH:
                 self._lengths += 1
-                self._length = value
+                self._length = <bytes>field[1]
             elif tag == T_CODING:
                 self._codings += 1
                 self._coding_at = len(self._fields)
             elif tag == T_CONNECTION:
-                self._has_connection = True
+                self._options |= options
             else:
                 self._has_upgrade = True
         if self._spelling is not None:
-            self._spelling.setdefault(name, PyBytes_FromStringAndSize(<const char *>p, colon))
-        self._fields.append((name, value))
+            self._spelling.setdefault(field[0], PyBytes_FromStringAndSize(<const char *>p, colon))
+        self._fields.append(field)
         return 0
 
     cdef int _finish_head(self, list events, Py_ssize_t behind) except -1:
         cdef long long octets = -1
         cdef bint chunked
         cdef bint close = self._version is _V10
-        cdef bint upgrade = False
-        cdef int options
+        cdef bint upgrade
+        cdef int options = self._options
         if self._lengths:
             if self._lengths > 1:
                 self._refuse(Rule.CONTENT_LENGTH_TWICE)
@@ -579,13 +671,11 @@ cdef class _Connection(H1Engine):
             if octets < 0:
                 self._refuse(Rule.CONTENT_LENGTH)
         chunked = self._read_coding()
-        if self._has_connection:
-            options = _options(self._fields)
-            if options & (O_NO_TOKEN | O_FRAMES):
-                # Naming Host or Content-Length would make a relay that obeys drop them, and so change the message.
-                self._refuse(Rule.CONNECTION)
-            close = close or options & O_CLOSE
-            upgrade = self._has_upgrade and self._version is _V11 and options & O_UPGRADE
+        if options & (O_NO_TOKEN | O_FRAMES):
+            # Naming Host or Content-Length would make a relay that obeys drop them, and so change the message.
+            self._refuse(Rule.CONNECTION)
+        close = close or options & O_CLOSE
+        upgrade = self._has_upgrade and self._version is _V11 and options & O_UPGRADE
         if self._server:
             self._finish_request(events, octets, chunked, close, upgrade)
         else:
@@ -625,9 +715,11 @@ cdef class _Connection(H1Engine):
                 self._refuse(Rule.CONNECT_TARGET)
             # Octets after a refused CONNECT may be meant for the tunnel: they are no requests.
             close = upgrade = True
-        events.append(
-            request_head(1, self._method, self._target, self._fields, self._version, self._spelled(), _EMPTY, _EMPTY)
+        cdef RequestHead head = request_head(
+            1, self._method, self._target, self._fields, self._version, self._spelled(), _EMPTY, _EMPTY
         )
+        head.seen = self._bits
+        events.append(head)
         self._has_request = True
         self._request_method = self._method
         self._request_version = self._version
@@ -654,21 +746,21 @@ cdef class _Connection(H1Engine):
             octets = -2
             close = True
         cdef list headers = self._fields
-        cdef bytes version = self._version
-        spelling = self._spelled()
+        cdef ResponseHead head = response_head(1, status, headers, self._version, self._spelled())
+        head.seen = self._bits
         self._start_head()
         if tunnel:
             if self._out != OUT_DONE:
                 # In the middle of our request: what we still have to send is no tunnel's.
                 raise RemoteProtocolError(Rule.SWITCH.detail, 502)
-            events.append(response_head(1, status, headers, version, spelling))
+            events.append(head)
             self._state = WAIT
             self._tunnel = self._must_close = True
         elif status < 200:
             events.append(Informational(1, status, headers))
             self._state = HEAD
         else:
-            events.append(response_head(1, status, headers, version, spelling))
+            events.append(head)
             self._must_close = self._must_close or close
             self._start_content(octets)
         return 0
@@ -788,8 +880,8 @@ cdef class _Connection(H1Engine):
 
     cdef int _read_trailer(self, const unsigned char *p, Py_ssize_t n) except -1:
         cdef Py_ssize_t colon = 0
-        cdef int tag = T_NONE
-        cdef bytes name = self._field_name(p, n, &colon, &tag)
+        cdef Known *known
+        cdef bytes name = self._field_name(p, n, &colon, &known)
         if name in FORBIDDEN_TRAILERS:
             self._refuse(Rule.TRAILER_FIELD)
         self._trailer_count += 1
@@ -1191,9 +1283,8 @@ cdef int _check_field(bytes name, bytes value) except -1:
         at = (at + 1) & 255
     p = <const unsigned char *>PyBytes_AS_STRING(value)
     n = PyBytes_GET_SIZE(value)
-    for i in range(n):
-        if not _VALUE[p[i]]:
-            raise LocalProtocolError(Rule.FIELD_VALUE.detail)
+    if not _is_value(p, n):
+        raise LocalProtocolError(Rule.FIELD_VALUE.detail)
     if n and (p[0] == 32 or p[0] == 9 or p[n - 1] == 32 or p[n - 1] == 9):
         raise LocalProtocolError(Rule.FIELD_VALUE.detail)
     return tag
@@ -1280,32 +1371,37 @@ cdef bytes _lines(list headers):
 
 
 cdef int _options(list headers) except -1:
-    """Of all Connection fields (O_...), whatever the case of names. Empty list elements count for nothing."""
+    """Of all Connection fields (O_...), whatever the case of names."""
     cdef int found = 0
     cdef bytes name
     cdef bytes value
-    cdef const unsigned char *p
-    cdef Py_ssize_t n, start, end, i
     for name, value in headers:
-        if name is not _N_CONNECTION and not (
+        if name is _N_CONNECTION or (
             PyBytes_GET_SIZE(name) == 10 and _same(<const unsigned char *>PyBytes_AS_STRING(name), b"connection", 10)
         ):
-            continue
-        p = <const unsigned char *>PyBytes_AS_STRING(value)
-        n = PyBytes_GET_SIZE(value)
-        start = 0
-        while start < n:
-            end = start
-            while end < n and p[end] != 44:
-                end += 1
-            i = end
-            while start < i and (p[start] == 32 or p[start] == 9):
-                start += 1
-            while i > start and (p[i - 1] == 32 or p[i - 1] == 9):
-                i -= 1
-            if i > start:
-                found |= _option(p + start, i - start)
-            start = end + 1
+            found |= _options_in(value)
+    return found
+
+
+cdef int _options_in(bytes value) noexcept:
+    """Empty list elements count for nothing."""
+    cdef const unsigned char *p = <const unsigned char *>PyBytes_AS_STRING(value)
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(value)
+    cdef Py_ssize_t start = 0
+    cdef Py_ssize_t end, i
+    cdef int found = 0
+    while start < n:
+        end = start
+        while end < n and p[end] != 44:
+            end += 1
+        i = end
+        while start < i and (p[start] == 32 or p[start] == 9):
+            start += 1
+        while i > start and (p[i - 1] == 32 or p[i - 1] == 9):
+            i -= 1
+        if i > start:
+            found |= _option(p + start, i - start)
+        start = end + 1
     return found
 
 
@@ -1322,7 +1418,7 @@ cdef int _option(const unsigned char *p, Py_ssize_t n) noexcept:
         return O_UPGRADE
     if (n == 4 and _same(p, b"host", 4)) or (n == 14 and _same(p, b"content-length", 14)):
         return O_FRAMES
-    return 0
+    return O_OTHER
 
 
 cdef bint _same(const unsigned char *p, const char *text, Py_ssize_t n) noexcept:

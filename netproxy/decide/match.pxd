@@ -25,10 +25,14 @@ cdef class _Rest:
 
     cpdef bint matches(self, Request request) except -1
 
+cdef class Ruling:
+    cdef readonly object rule
+    cdef public object way
+
 cdef class Prepared:
     cdef readonly list broken
     cdef _Work _work
     cdef list _matches
 
-    @cython.locals(path=str, kind=long, text=str, directory=str, rest=_Rest)
-    cpdef first(self, Request request)
+    @cython.locals(path=str, kind=long, text=str, directory=str, rest=_Rest, ruling=Ruling)
+    cpdef Ruling first(self, Request request)

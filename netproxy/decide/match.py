@@ -22,6 +22,7 @@ refused, since "no match" might lead it elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from ..codec.events import Headers
@@ -172,6 +173,14 @@ def _octets(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
+class Ruling:
+    """A rule that may be chosen, and room for what the chooser keeps beside it."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.way: Any = None
+
+
 class Prepared:
     """The rules of one port, in order of precedence."""
 
@@ -181,13 +190,16 @@ class Prepared:
         they were valid.
         """
         self._work = _Work()
-        self._matches: list[tuple[int, str, str, Comparison | None, _Rest | None, Rule]] = []
+        self._matches: list[tuple[int, str, str, Comparison | None, _Rest | None, Ruling]] = []
         """Kind of the path, the path (without a ``/`` at the end of a prefix) and with a ``/``, or the expression."""
         for rule in rules:
+            ruling = Ruling(rule)
             for match in rule.matches or (Match(),):
-                self._add(rule, match)
+                self._add(ruling, match)
 
-    def _add(self, rule: Rule, match: Match) -> None:
+    def _add(self, ruling: Ruling, match: Match) -> None:
+        rule = ruling.rule
+
         def compare(kind: str, value: str) -> Comparison:
             if kind != "regex":
                 return _octets(value).__eq__
@@ -209,13 +221,13 @@ class Prepared:
         else:
             path = path.rstrip("/")
             kind = _PREFIX if path else _ANY
-        self._matches.append((kind, path, path + "/", expression, rest if rest.asks else None, rule))
+        self._matches.append((kind, path, path + "/", expression, rest if rest.asks else None, ruling))
 
-    def first(self, request: Request) -> Rule | None:
-        """The first rule that the request matches. Raises Refused with HEAD_TOO_LARGE, see `MAX_WORK`."""
+    def first(self, request: Request) -> Ruling | None:
+        """Of the first rule that the request matches. Raises Refused with HEAD_TOO_LARGE, see `MAX_WORK`."""
         path = request.path
         self._work.left = MAX_WORK
-        for kind, text, directory, expression, rest, rule in self._matches:
+        for kind, text, directory, expression, rest, ruling in self._matches:
             if kind == _PREFIX:
                 if not path.startswith(directory) and path != text:
                     continue
@@ -225,5 +237,5 @@ class Prepared:
             elif expression is not None and not expression(path):
                 continue
             if rest is None or rest.matches(request):
-                return rule
+                return ruling
         return None

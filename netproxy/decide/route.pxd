@@ -1,5 +1,5 @@
 cimport cython
-from netproxy.decide.match cimport Prepared, Request
+from netproxy.decide.match cimport Prepared, Request, Ruling
 
 cdef class EndpointState:
     cdef readonly object addr
@@ -8,7 +8,7 @@ cdef class EndpointState:
 
 cdef class PortTable:
     cdef public dict cycles
-    cdef dict ways
+    cdef readonly Ruling tcp_rule
     cdef readonly list endpoints
     cdef readonly object port
     cdef readonly str http_version
@@ -53,9 +53,10 @@ cdef class Tables:
     cdef public bytes via
     cdef public long long buffer_bytes
 
+    @cython.locals(ruling=Ruling)
     cpdef Choice route(self, PortTable port, Request request, families)
     cpdef Choice tcp(self, PortTable port, families)
-    @cython.locals(way=Way)
-    cdef Choice _backend(self, PortTable port, rule, families)
+    @cython.locals(found=Way)
+    cdef Choice _backend(self, PortTable port, Ruling ruling, families)
     @cython.locals(choice=Choice)
     cdef Choice _endpoint(self, PortTable port, rule, double timeout_s, families)

@@ -28,7 +28,7 @@ from ..config.shard import (
 from ..errors import Reason, Refused
 from .balance import WeightedCycle, pick
 from .egress import Egress, External
-from .match import Prepared, Request
+from .match import Prepared, Request, Ruling
 
 
 class EndpointState:
@@ -75,9 +75,8 @@ class PortTable:
             self.rules = old.rules
         elif spec.rules is not None:
             self.rules = Prepared(spec.rules)
+        self.tcp_rule = Ruling(spec.tcp_rule) if spec.tcp_rule is not None else None
         self.cycles: dict[str, WeightedCycle] = {}
-        self.ways: dict[int, Way] = {}
-        """By the identity of the rule, which `rules` or `spec` holds."""
 
 
 class Way:
@@ -277,16 +276,16 @@ class Tables:
         """
         if port.rules is None:
             return self._endpoint(port, "", 0.0, families)
-        rule = port.rules.first(request)
-        if rule is None:
+        ruling = port.rules.first(request)
+        if ruling is None:
             detail = f"no rule for {request.method} {request.path} of service {port.service}:{port.port}"
             raise Refused(Reason.NO_ROUTE, detail, port.service)
-        return self._backend(port, rule, families)
+        return self._backend(port, ruling, families)
 
     def tcp(self, port: PortTable, families: frozenset[int]) -> Choice:
         """Endpoint for an opaque connection to a service port. Raises Refused as `route` does."""
-        if port.spec.tcp_rule is not None:
-            return self._backend(port, port.spec.tcp_rule, families)
+        if port.tcp_rule is not None:
+            return self._backend(port, port.tcp_rule, families)
         return self._endpoint(port, "", 0.0, families)
 
     def declared(self, external: External, families: frozenset[int]) -> list[EndpointState]:
@@ -302,10 +301,13 @@ class Tables:
         first = pick(left, self._random)
         return [first, *(state for state in left if state is not first)] if first is not None else []
 
-    def _backend(self, port: PortTable, rule: Rule, families: frozenset[int]) -> Choice:
-        way = port.ways.get(id(rule))
-        if way is not None and way.version == self.version:
-            return self._endpoint(way.target, way.rule, way.request_timeout_s, families)
+    def _backend(self, port: PortTable, ruling: Ruling, families: frozenset[int]) -> Choice:
+        way = ruling.way
+        if way is not None:
+            found: Way = way
+            if found.version == self.version:
+                return self._endpoint(found.target, found.rule, found.request_timeout_s, families)
+        rule = ruling.rule
         backends = rule.backends
         index = 0
         if len(backends) != 1 or not backends[0].weight:
@@ -325,7 +327,7 @@ class Tables:
             # Its shard is still on the way to us, or was removed just now.
             raise Refused(Reason.BACKEND_INVALID, f"{backend.service}:{backend.port} does not exist", rule.name)
         if len(backends) == 1:
-            port.ways[id(rule)] = Way(self.version, target, rule)
+            ruling.way = Way(self.version, target, rule)
         return self._endpoint(target, rule.name, rule.request_timeout_s, families)
 
     def _endpoint(self, port: PortTable, rule: str, timeout_s: float, families: frozenset[int]) -> Choice:

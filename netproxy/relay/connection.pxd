@@ -1,7 +1,7 @@
 from netproxy.codec.engine cimport H1Engine
 from netproxy.codec.events cimport Data, End, RequestHead, Trailers
 from netproxy.relay.downstream cimport Downstream
-from netproxy.relay.request cimport Exchange
+from netproxy.relay.request cimport Exchange, begin_exchange
 from netproxy.stream cimport Stream
 
 cdef long _PIPELINED, _UNREAD

@@ -20,7 +20,7 @@ from ..stream import Stream
 from .downstream import Downstream, answer
 from .facts import parties, security
 from .logged import Ended, log_request
-from .request import Exchange
+from .request import Exchange, begin_exchange
 from .services import Facts, Services
 
 _LINGER_S = 2.0
@@ -168,7 +168,7 @@ class HttpConnection(Downstream):
             exchange = self._exchange
             if type(event) is RequestHead:
                 self._head_since = 0.0
-                Exchange(self, event).start()
+                begin_exchange(self, event)
             elif type(event) is End:
                 if exchange is not None:
                     exchange.request_end(event)

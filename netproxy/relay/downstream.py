@@ -91,7 +91,7 @@ def answer(
     as_grpc: Grpc | None = None,
 ) -> int:
     """Our own complete response. Returns its status."""
-    date = downstream.services.date()
+    date = downstream.services.stamps.date(downstream.services.now())
     head, body = problem(reason, detail, decided_by, tried, status=status, date=date, as_grpc=as_grpc)
     try:
         downstream.send(head)

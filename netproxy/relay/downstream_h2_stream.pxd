@@ -2,7 +2,7 @@ from netproxy.codec.engine cimport H2Engine
 from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
 from netproxy.relay.downstream cimport Downstream
 from netproxy.relay.exchange cimport response_for_http2
-from netproxy.relay.request cimport Exchange
+from netproxy.relay.request cimport Exchange, begin_exchange
 from netproxy.relay.services cimport Facts, Services
 
 cdef End _END

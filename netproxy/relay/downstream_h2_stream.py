@@ -21,7 +21,7 @@ from .downstream import Downstream, answer
 from .exchange import fields_for_http2, response_for_http2
 from .facts import parties, security
 from .logged import Ended, log_request
-from .request import Exchange
+from .request import Exchange, begin_exchange
 from .services import Facts, Services
 
 _END = End(1)
@@ -108,7 +108,7 @@ class Http2Stream(Downstream):
             if isinstance(first, RequestRefused):
                 self._refuse(first)
             else:
-                Exchange(self, first).start()
+                begin_exchange(self, first)
         if self._input and not self._holds and self._exchange is not None:
             content = Data(1, bytes(self._input))
             self._input = None

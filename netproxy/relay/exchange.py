@@ -91,54 +91,33 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from ..codec import fields
 from ..codec.events import Headers, RequestHead, ResponseHead, request_head, response_head
+from ..codec.fields import HOP_BY_HOP, JOINED_ANYHOW, REASON_HEADER, XFCC, is_like_xfcc, seen_in
 from ..codec.strict import asks_to_upgrade
 from ..decide.match import Request, received
 from ..errors import Grpc, Reason
 from .grpc import error_fields, sentence
 
-XFCC = b"x-forwarded-client-cert"
-REASON_HEADER = b"x-netproxy-reason"
 _FORWARDED_FOR, _FORWARDED_PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 _FORWARDED = frozenset((_FORWARDED_FOR, _FORWARDED_PROTO))
-_JOINED_ANYHOW = bytes(octet if chr(octet).isascii() and chr(octet).isalnum() else 0x2D for octet in range(256))
-_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"http2-settings", b"te", b"upgrade"))
-_RESPONSE_DROPS = _HOP_BY_HOP | {REASON_HEADER}
+_RESPONSE_DROPS = HOP_BY_HOP | {REASON_HEADER}
 # Fields that Connection must not remove, since what follows depends on them (RFC 9110 section 7.6.1).
 _NEVER_NAMED = frozenset((b"host", b"content-length", b"transfer-encoding", b"trailer"))
 _NOT_IN_HTTP2 = frozenset((b"connection", b"transfer-encoding", b"upgrade"))
 # A 204 has no content of any length (RFC 9110 section 8.6).
 _NOT_IN_HTTP2_204 = _NOT_IN_HTTP2 | {b"content-length"}
-_NOT_BESIDE_HEADS = _HOP_BY_HOP | _NOT_IN_HTTP2_204
+_NOT_BESIDE_HEADS = HOP_BY_HOP | _NOT_IN_HTTP2_204
 _is_path = re.compile(rb"/[\x21\x22\x24-\x7e]*").fullmatch
 _NOT_OURS_TO_PASS = frozenset((b"h2c", b"h2", b"tls", b"http"))
 
-
-_NAMES_NOTHING = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
-"""What a Connection field mostly is: nothing more than these would have to go."""
-
-_SEEN_CONNECTION, _SEEN_HOP, _SEEN_XFCC, _SEEN_EXPECT, _SEEN_HOST, _SEEN_REQUEST_ID = 1, 2, 4, 8, 16, 32
-_SEEN_DATE, _SEEN_REASON, _SEEN_UPGRADE, _SEEN_NAMED, _SEEN_TRACE = 64, 128, 256, 512, 1024
-# `expect` only goes from HTTP/1.0, so it is looked at then.
-_SEEN_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_XFCC | _SEEN_EXPECT
-_SEEN_RESPONSE_DROPS = _SEEN_CONNECTION | _SEEN_HOP | _SEEN_REASON
-SEEN_EXPECT, SEEN_UPGRADE = _SEEN_EXPECT, _SEEN_UPGRADE
-"""Of `fields_seen`: without the first nothing is expected, without the second no Upgrade is asked for."""
-SEEN_CONNECTION, SEEN_REQUEST_ID, SEEN_TRACE = _SEEN_CONNECTION, _SEEN_REQUEST_ID, _SEEN_TRACE
-_TAGS: dict[bytes, int] = {
-    b"connection": _SEEN_CONNECTION,
-    b"upgrade": _SEEN_HOP | _SEEN_UPGRADE,
-    b"expect": _SEEN_EXPECT,
-    b"host": _SEEN_HOST,
-    b"x-request-id": _SEEN_REQUEST_ID,
-    b"date": _SEEN_DATE,
-    REASON_HEADER: _SEEN_REASON,
-    **dict.fromkeys((b"traceparent", b"tracestate", b"b3"), _SEEN_TRACE),
-    **dict.fromkeys((b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid"), _SEEN_TRACE),
-    **dict.fromkeys((b"x-b3-sampled", b"x-b3-flags"), _SEEN_TRACE),
-}
-_TAGS.update({name: _TAGS.get(name, _SEEN_HOP) for name in _HOP_BY_HOP})
-_XFCC_SIZE = len(XFCC)
+# Bits of `fields`, as C knows them. `expect` only goes from HTTP/1.0, so it is looked at then.
+_HOST, _REQUEST_ID, _DATE, _REASON = fields.HOST, fields.REQUEST_ID, fields.DATE, fields.REASON
+_CONNECTION, _DROPS = (
+    fields.CONNECTION,
+    fields.CONNECTION | fields.NAMING | fields.HOP | fields.XFCC_LIKE | fields.EXPECT,
+)
+_RESPONSE_BITS = fields.CONNECTION | fields.NAMING | fields.HOP | fields.REASON
 
 
 class RequestEdits:
@@ -180,35 +159,28 @@ class ResponseEdits(NamedTuple):
 _NO_REQUEST_EDITS, _NO_RESPONSE_EDITS = RequestEdits(), ResponseEdits()
 
 
-def fields_seen(headers: Headers) -> int:
-    """Which of the fields that something is to be done about are among these: an OR of `Seen`."""
-    seen = 0
-    for field in headers:
-        name = field[0]
-        seen |= _TAGS.get(name, 0)
-        if len(name) == _XFCC_SIZE and _reads_as(name, XFCC):
-            seen |= _SEEN_XFCC
-    return seen
-
-
 def request_for_upstream(head: RequestHead, edits: RequestEdits = _NO_REQUEST_EDITS) -> RequestHead:
     """The request as it goes on."""
-    return edit_request(head, edits, fields_seen(head.headers), edits.request_id)
+    return edit_request(head, edits, edits.request_id)
 
 
-def edit_request(head: RequestHead, edits: RequestEdits, seen: int, request_id: bytes) -> RequestHead:
-    """`seen`: of its fields. `request_id` wins over that of `edits`, which are the same for many requests."""
+def edit_request(head: RequestHead, edits: RequestEdits, request_id: bytes) -> RequestHead:
+    """`request_id` wins over that of `edits`, which are the same for many requests."""
     method, target, version = head.method, head.target, head.http_version
-    drops_some = bool(seen & _SEEN_DROPS)
-    if drops_some:
-        drops = _HOP_BY_HOP | _named_by_connection(head.headers)
+    seen = head.seen if head.seen >= 0 else seen_in(head.headers)
+    drops_some = False
+    if not seen & _DROPS:
+        headers = list(head.headers)
+    elif seen & _DROPS == _CONNECTION:
+        headers = _without_connection(head.headers)
+    else:
+        drops_some = True
+        drops = HOP_BY_HOP | _named_by_connection(head.headers)
         if version == b"1.0":
             drops |= {b"expect"}
-        headers = [field for field in head.headers if field[0] not in drops and not _reads_as(field[0], XFCC)]
-        if seen & _SEEN_CONNECTION:
-            seen = fields_seen(headers)
-    else:
-        headers = list(head.headers)
+        headers = [field for field in head.headers if field[0] not in drops and not is_like_xfcc(field[0])]
+        if seen & _CONNECTION:
+            seen = seen_in(headers)
     authority = b""
     if not target.startswith(b"/"):
         target, authority = origin_form(target)
@@ -218,7 +190,7 @@ def edit_request(head: RequestHead, edits: RequestEdits, seen: int, request_id: 
         _put_host(headers, authority)
         if method == b"OPTIONS" and head.target.endswith(b"://" + authority):
             target = b"*"
-    elif not seen & _SEEN_HOST and edits.dialled:
+    elif not seen & _HOST and edits.dialled:
         _put_host(headers, edits.dialled)
     if drops_some:
         _keep_hop_fields(head, headers)
@@ -226,7 +198,7 @@ def edit_request(head: RequestHead, edits: RequestEdits, seen: int, request_id: 
         headers.append((XFCC, edits.xfcc))
     if edits.client:
         headers = _forwarded(headers, edits)
-    if request_id and not seen & _SEEN_REQUEST_ID:
+    if request_id and not seen & _REQUEST_ID:
         headers.append((b"x-request-id", request_id))
     if edits.via:
         _add_to_list(headers, b"via", version + b" " + edits.via)
@@ -241,30 +213,32 @@ def response_for_downstream(head: ResponseHead, edits: ResponseEdits = _NO_RESPO
 def edit_response(head: ResponseHead, from_agent: bool, date: bytes, via: bytes) -> ResponseHead:
     """As of `ResponseEdits`."""
     status = head.status
-    headers: Headers = []
-    seen = 0
-    for field in head.headers:
-        tag = _TAGS.get(field[0], 0)
-        if tag & _SEEN_RESPONSE_DROPS:
-            if tag & _SEEN_CONNECTION:
-                if field[1] not in _NAMES_NOTHING:
-                    seen |= _SEEN_NAMED
-            elif tag & _SEEN_REASON and from_agent:
-                headers.append(field)
-        else:
-            headers.append(field)
-            seen |= tag
-    if seen & _SEEN_NAMED:
-        named = _named_by_connection(head.headers)
-        headers = [field for field in headers if field[0] not in named]
-        seen = fields_seen(headers)
+    seen = head.seen if head.seen >= 0 else seen_in(head.headers)
+    if not seen & _RESPONSE_BITS:
+        headers = list(head.headers)
+    elif seen & _RESPONSE_BITS == _CONNECTION:
+        headers = _without_connection(head.headers)
+    else:
+        drops = HOP_BY_HOP if from_agent else _RESPONSE_DROPS
+        drops |= _named_by_connection(head.headers)
+        headers = [field for field in head.headers if field[0] not in drops]
+        seen = seen_in(headers)
     if status in (101, 426) and (protocols := upgrade_protocols(head.headers)):
         headers += [(b"upgrade", b", ".join(protocols)), (b"connection", b"upgrade")]
-    if date and status != 101 and not seen & _SEEN_DATE:
+    if date and status != 101 and not seen & _DATE:
         headers.append((b"date", date))
     if via:
         _add_to_list(headers, b"via", head.http_version + b" " + via)
     return response_head(1, status, headers, b"1.1", head.spelling)
+
+
+def _without_connection(headers: Headers) -> Headers:
+    """Where it names nothing that would have to go, too."""
+    kept: Headers = []
+    for field in headers:
+        if field[0] != b"connection":
+            kept.append(field)
+    return kept
 
 
 def request_for_http2(head: RequestHead) -> RequestHead:
@@ -319,7 +293,7 @@ def asks_for_tunnel(head: RequestHead) -> bool | None:
 
 def without_ours(headers: Headers) -> Headers:
     """Trailers, or the fields of a 1xx answer, without what only agents may say."""
-    return [field for field in headers if field[0] != REASON_HEADER and not _reads_as(field[0], XFCC)]
+    return [field for field in headers if field[0] != REASON_HEADER and not is_like_xfcc(field[0])]
 
 
 def upgrade_protocols(headers: Headers) -> list[bytes]:
@@ -359,13 +333,13 @@ def _forwarded(headers: Headers, edits: RequestEdits) -> Headers:
     if edits.forwarded == "append":
         # What a gateway joins to ours, or takes instead, would stand where the reader looks for what we say.
         headers = [
-            field for field in headers if field[0].translate(_JOINED_ANYHOW) not in _FORWARDED or field[0] in _FORWARDED
+            field for field in headers if field[0].translate(JOINED_ANYHOW) not in _FORWARDED or field[0] in _FORWARDED
         ]
         _add_to_list(headers, _FORWARDED_FOR, edits.client)
         if not has(headers, _FORWARDED_PROTO):
             headers.append((_FORWARDED_PROTO, b"http"))
     elif edits.forwarded == "set":
-        headers = [field for field in headers if field[0].translate(_JOINED_ANYHOW) not in _FORWARDED]
+        headers = [field for field in headers if field[0].translate(JOINED_ANYHOW) not in _FORWARDED]
         headers += [(_FORWARDED_FOR, edits.client), (_FORWARDED_PROTO, b"http")]
     return headers
 
@@ -409,11 +383,6 @@ def _tokens(headers: Headers, wanted: bytes) -> list[bytes]:
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     tokens: Iterable[bytes] = _tokens(headers, b"connection")
     return frozenset(token.lower() for token in tokens) - _NEVER_NAMED
-
-
-def _reads_as(name: bytes, wanted: bytes) -> bool:
-    """Would a gateway that makes variables of names take it for this one?"""
-    return len(name) == len(wanted) and name.translate(_JOINED_ANYHOW) == wanted
 
 
 def _wants_trailers(te: bytes) -> bool:

@@ -2,11 +2,12 @@ cimport cython
 from netproxy.decide.route cimport Choice
 from netproxy.observe.record cimport Who
 from netproxy.relay.services cimport Facts, Services
+from netproxy.upstream.pool cimport PoolKey
 
 cdef class Path:
     cdef readonly object service
     cdef readonly object identity
-    cdef readonly object key
+    cdef readonly PoolKey key
     cdef readonly dict shared_keys
     cdef readonly Who who
 

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..addr import ServiceKey
+from ..codec import fields
 from ..codec.events import (
     Data,
     End,
@@ -44,6 +45,7 @@ from ..codec.events import (
     ResponseHead,
     Trailers,
 )
+from ..codec.fields import seen_in
 from ..decide.route import Choice
 from ..errors import Grpc, LocalProtocolError, Reason, Refused, RemoteProtocolError, UpstreamError
 from ..identity.tls import ALPN_H2, ALPN_H2_HTTP1, ALPN_HTTP1
@@ -54,18 +56,12 @@ from ..upstream.pool import PoolKey
 from .downstream import Downstream, answer
 from .egress import NEXT_AFTER, Targets, http_permission
 from .exchange import (
-    SEEN_CONNECTION,
-    SEEN_EXPECT,
-    SEEN_REQUEST_ID,
-    SEEN_TRACE,
-    SEEN_UPGRADE,
     RequestEdits,
     asks_for_tunnel,
     authority_of,
     edit_request,
     edit_response,
     expectations,
-    fields_seen,
     fits_http2,
     origin_form,
     request_for_match,
@@ -97,21 +93,30 @@ if TYPE_CHECKING:
     from .upstream_h2 import Http2Request
 
 _OK, _DOWNSTREAM_CLOSED = Reason.OK, Reason.DOWNSTREAM_CLOSED
+# As C knows them.
+_EXPECT, _UPGRADE, _REQUEST_ID = fields.EXPECT, fields.UPGRADE, fields.REQUEST_ID
+_NAMING, _TRACE = fields.NAMING, fields.TRACE
 
 # Why the client's connection is not read, of its `hold`.
 _CONNECTING, _UPSTREAM_FULL = 1, 2
 
 
+def begin_exchange(connection: Downstream, head: RequestHead) -> None:
+    """Decide about a request of the client and go on with it: from now on its connection has an `Exchange`."""
+    exchange = Exchange.__new__(Exchange)  # a constructor with arguments costs three times as much
+    exchange._begin(connection, head)
+    connection.attach(exchange)
+    exchange._start()
+
+
 class Exchange(Requester):
     """One request and its response."""
 
-    def __init__(self, connection: Downstream, head: RequestHead) -> None:
+    def _begin(self, connection: Downstream, head: RequestHead) -> None:
         self._connection = connection
         self._services = connection.services
         self._facts = connection.facts
         self._head = head
-        self._seen = 0
-        """Of its fields, see `exchange.fields_seen`."""
         self._path: Path | None = None
         """To `_choice`."""
         self._started = connection.activity
@@ -147,11 +152,11 @@ class Exchange(Requester):
         self._ends_early = False
         """Trailers of ours can end the response that has begun."""
         self._moved_in = self._moved_out = 0
-        # For the access log, the times only while it is on.
+        # For the access log; the times only if it was on at first.
         self._attempts = 0
         self._reused = False
+        self._is_logged = connection.services.access.on
         self._connected_at = self._head_at = 0.0
-        connection.attach(self)
 
     def __repr__(self) -> str:
         where = self._key.endpoint if self._key else "-"
@@ -159,10 +164,11 @@ class Exchange(Requester):
 
     # -- decide and connect -------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def _start(self) -> None:
         facts = self._facts
-        self._seen = fields_seen(self._head.headers)
-        if self._seen & SEEN_EXPECT and not self._expects():
+        if self._head.seen < 0:
+            self._head.seen = seen_in(self._head.headers)
+        if self._head.seen & _EXPECT and not self._expects():
             return
         if self._is_grpc and not self._set_deadline():
             return
@@ -289,7 +295,7 @@ class Exchange(Requester):
     @property
     def _may_upgrade(self) -> bool:
         """False: it does not ask for a tunnel, and nobody needs to look."""
-        return bool(self._seen & SEEN_UPGRADE or self._head.protocol)
+        return bool(self._head.seen & _UPGRADE or self._head.protocol)
 
     def _share(self, choice: Choice, key: PoolKey, alpn: tuple[str, ...]) -> None:
         """On a connection of HTTP/2 that others use, too."""
@@ -365,12 +371,13 @@ class Exchange(Requester):
         if self._targets is not None and self._targets.permission.name:
             edits = edits.dialled_as(authority_of(self._targets.permission.name, facts.dst.port))
         request_id = b""
-        if tables.gives_ids and (not self._seen & SEEN_REQUEST_ID or self._seen & SEEN_CONNECTION):
-            request_id = self._services.new_id()
-        head = edit_request(self._head, edits, self._seen, request_id)
+        seen = self._head.seen
+        if tables.gives_ids and (not seen & _REQUEST_ID or seen & _NAMING):
+            request_id = self._services.stamps.request_id()
+        head = edit_request(self._head, edits, request_id)
         percent = tables.trace_percent
         if percent >= 0.0:
-            if not self._seen & SEEN_TRACE:
+            if not seen & _TRACE:
                 self._trace = begin(head.headers, self._services.trace_ids, percent)
             else:
                 headers, self._trace = traced(head.headers, self._services.trace_ids, percent)
@@ -439,7 +446,7 @@ class Exchange(Requester):
         if not self._attempts and (reused or upstream.is_shared):
             self._replay = Replay(self._sent_head, reused, upstream.is_shared)
         self._attempts += 1
-        if self._services.access.on:
+        if self._is_logged:
             self._connected_at = self._services.now()
         self._is_queuing = False
         queue, self._queue = self._queue, None
@@ -579,10 +586,11 @@ class Exchange(Requester):
         if self._is_grpc:
             self._grpc_status = status_of(event.headers)
             self._ends_early = self._connection.protocol == "http/2" and may_end_early(event)
-        if self._services.access.on:
+        if self._is_logged:
             self._head_at = self._connection.activity
         from_agent = self._key is not None and self._key.tls != ""
-        self._connection.send(edit_response(event, from_agent, self._services.date(), self._services.tables.via))
+        date = self._services.stamps.date(self._connection.activity)
+        self._connection.send(edit_response(event, from_agent, date, self._services.tables.via))
         if event.status == 101 or (self._head.method == b"CONNECT" and event.status < 300):
             self._begin_tunnel()
 
@@ -773,7 +781,7 @@ class Exchange(Requester):
         )
         if self._trace is not None and self._trace.sampled:
             self._record_span(self._trace, who, reason, duration_s)
-        if self._services.access.on:
+        if self._is_logged:
             self._log((who.parties, who.security), reason, duration_s, (detail, decided_by))
         if reset:
             self._connection.reset()

@@ -1,21 +1,19 @@
 from netproxy.decide.route cimport PortTable, Tables
 from netproxy.observe.record cimport Recorder
-from netproxy.relay.trace cimport Ids
+from netproxy.relay.ids cimport Ids
+from netproxy.relay.trace cimport TraceIds
 from netproxy.upstream.pool cimport Pool
 
 cimport cython
 
-cdef class _Ids:
-    cdef bytes _octets
-    cdef Py_ssize_t _at
+cdef class Stamps:
+    cdef Ids _ids
+    cdef bytes _date
+    cdef double _until
 
-    # A slice of C's is an object less.
-    @cython.locals(text="const char *", at=Py_ssize_t)
-    cpdef bytes make(self)
-
-cdef class _WallClock:
-    cdef long long _second
-    cdef bytes _text
+    cpdef bytes request_id(self)
+    @cython.locals(wall=double)
+    cpdef bytes date(self, double now)
 
 cdef class Services:
     cdef public object loop
@@ -27,11 +25,10 @@ cdef class Services:
     cdef public set live
     cdef public bint draining
     cdef public object resolver
-    cdef public object new_id
-    cdef public object date
+    cdef public Stamps stamps
     cdef public object access
     cdef public object shared
-    cdef public Ids trace_ids
+    cdef public TraceIds trace_ids
     cdef public object spans
     cdef public object wall
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from binascii import hexlify
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from time import time as wall_time
@@ -20,7 +19,8 @@ from ..observe.record import Recorder
 from ..observe.spans import Spans
 from ..upstream.connect import Dialer
 from ..upstream.pool import Pool
-from .trace import Ids
+from .ids import UUID, Ids
+from .trace import TraceIds
 
 if TYPE_CHECKING:
     from .exchange import RequestEdits
@@ -49,52 +49,26 @@ class Resolver(Protocol):
         """Canonical addresses in IP family 4 or 6, at least one. Raises UpstreamError with DNS_FAILED."""
 
 
-class _Ids:
-    """Random UUIDs (RFC 9562 section 5.4), from randomness that is fetched for many at a time."""
+class Stamps:
+    """What each message gets of its own. A class, for tests to have others."""
 
     def __init__(self) -> None:
-        self._octets = b""
-        self._at = 0
+        self._ids = Ids(UUID, os.urandom)
+        self._date = b""
+        self._until = 0.0
 
-    def __call__(self) -> bytes:
-        return self.make()
+    def request_id(self) -> bytes:
+        """For ``x-request-id``: a random UUID."""
+        return self._ids.take()
 
-    def make(self) -> bytes:
-        at = self._at
-        if at >= len(self._octets):
-            self._octets, at = hexlify(os.urandom(4096)), 0
-        self._at = at + 32
-        text = self._octets
-        return b"".join(
-            (
-                text[at : at + 8],
-                b"-",
-                text[at + 8 : at + 12],
-                b"-4",
-                text[at + 13 : at + 16],
-                _VARIANTS[text[at + 16] & 3],
-                text[at + 17 : at + 20],
-                b"-",
-                text[at + 20 : at + 32],
-            )
-        )
-
-
-_VARIANTS = (b"-8", b"-9", b"-a", b"-b")
-
-
-class _WallClock:
-    """The present as in Date (RFC 9110 section 5.6.7), made once a second."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._text = b""
-
-    def __call__(self) -> bytes:
-        second = int(wall_time())
-        if second != self._second:
-            self._second, self._text = second, formatdate(second, usegmt=True).encode()
-        return self._text
+    def date(self, now: float) -> bytes:
+        """The present as in Date (RFC 9110 section 5.6.7), made once a second of the clock that `now` is of: a wall
+        clock that was set is followed within one."""
+        if now >= self._until:
+            wall = wall_time()
+            self._date = formatdate(int(wall), usegmt=True).encode()
+            self._until = now + 1.0 - wall % 1.0
+        return self._date
 
 
 class Services:
@@ -119,11 +93,9 @@ class Services:
         self.live: set[Live] = set()
         self.draining = False
         self.resolver: Resolver | None = None
-        self.new_id: Callable[[], bytes] = _Ids()
-        """For ``x-request-id``."""
-        self.date: Callable[[], bytes] = _WallClock()
+        self.stamps = Stamps()
         self.access = AccessLogger("", lambda: 0.0)
-        self.trace_ids = Ids(os.urandom)
+        self.trace_ids = TraceIds(os.urandom)
         self.spans = Spans(recorder.arena.count)
         self.wall: Callable[[], float] = wall_time
 

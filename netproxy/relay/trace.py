@@ -19,10 +19,10 @@ Threat: the caller chooses ids and sampling. Ids are checked for form, and nothi
 from __future__ import annotations
 
 import re
-from binascii import hexlify
 from collections.abc import Callable
 
 from ..codec.events import Headers
+from .ids import Ids
 
 _STATE_MEMBERS, _STATE_OCTETS = 32, 1024
 """W3C Trace Context sections 3.3.1.1 and 3.3.1.5: no more than 32, at least 512 octets."""
@@ -53,38 +53,23 @@ class Trace:
         self.sampled = sampled
 
 
-class Ids:
-    """Ids out of `entropy`, which gives that many octets at random. One per process: a fork would repeat ids."""
+class TraceIds:
+    """New ones, out of `entropy`, as of `Ids`."""
 
-    def __init__(self, entropy: Callable[[int], bytes], block: int = 4096) -> None:
-        self._entropy = entropy
-        self._block = block
-        self._digits = b""
-        self._at = 0
-
-    def take(self, digits: int) -> bytes:
-        """So many (at most 32) hexadecimal digits, not all of them 0."""
-        while True:
-            if self._at + digits > len(self._digits):
-                self._digits, self._at = hexlify(self._entropy(self._block)), 0
-            digits_ = self._digits  # a slice of C's is an object less
-            taken = digits_[self._at : self._at + digits]
-            self._at += digits
-            if taken[0] != 0x30 or taken.strip(b"0"):
-                return taken
+    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+        self.parents = Ids(b"00-" + b"x" * 32 + b"-" + b"x" * 16 + b"-00", entropy)
+        """Whole values of ``traceparent``, not sampled."""
+        self.spans = Ids(b"x" * 16, entropy)
 
 
-def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
+def traced(headers: Headers, ids: TraceIds, percent: float) -> tuple[Headers, Trace]:
     """The fields as they go on, and what a record of the request says. Of new traces `percent` are sampled."""
     found = [field for field in headers if field[0] in _ALL]
-    if not found:
-        headers = list(headers)
-        return headers, begin(headers, ids, percent)
     parents = [value for name, value in found if name == b"traceparent"]
     if len(parents) == 1 and (match := _is_traceparent(parents[0])) and not (parents[0][:2] == b"00" and match[4]):
         # Sampled, and random (level 2): flags that we don't know are 0 (section 3.2.2.5).
         flags = int(match[3], 16) & 3
-        trace = Trace(match[1], ids.take(16), match[2], flags & 1 == 1)
+        trace = Trace(match[1], ids.spans.take(), match[2], flags & 1 == 1)
         drops = {b"traceparent"} if _is_short(found) else _W3C
         return [*_without(headers, drops), (b"traceparent", _traceparent(trace, flags & 2))], trace
     rest = _without(headers, _ALL)
@@ -114,11 +99,15 @@ def traced(headers: Headers, ids: Ids, percent: float) -> tuple[Headers, Trace]:
     ], trace
 
 
-def begin(headers: Headers, ids: Ids, percent: float) -> Trace:
-    """As `traced`, for fields that name no trace: one is added."""
-    trace = _begin(ids, percent, b"")
-    headers.append((b"traceparent", _traceparent(trace, 0)))
-    return trace
+def begin(headers: Headers, ids: TraceIds, percent: float) -> Trace | None:
+    """As `traced`, for fields that name no trace: one is added. None: it is not sampled, so there is no record."""
+    parent = ids.parents.take()
+    if percent > 0.0 and _is_drawn(parent[3:35], percent):
+        trace = Trace(parent[3:35], parent[36:52], b"", True)
+        headers.append((b"traceparent", _traceparent(trace, 0)))
+        return trace
+    headers.append((b"traceparent", parent))
+    return None
 
 
 def _without(headers: Headers, drops: frozenset[bytes] | set[bytes]) -> Headers:
@@ -142,14 +131,15 @@ def _is_drawn(trace_id: bytes, percent: float) -> bool:
     return percent > 0 and int(trace_id[-14:], 16) < percent / 100 * (1 << 56)
 
 
-def _begin(ids: Ids, percent: float, said: bytes) -> Trace:
-    trace_id = ids.take(32)
-    return Trace(trace_id, ids.take(16), b"", said != b"0" if said else _is_drawn(trace_id, percent))
+def _begin(ids: TraceIds, percent: float, said: bytes) -> Trace:
+    parent = ids.parents.take()
+    trace_id = parent[3:35]
+    return Trace(trace_id, parent[36:52], b"", said != b"0" if said else _is_drawn(trace_id, percent))
 
 
-def _continue_b3(trace_id: bytes, span_id: bytes, said: bytes, how: tuple[Ids, float]) -> tuple[Trace, bytes]:
+def _continue_b3(trace_id: bytes, span_id: bytes, said: bytes, how: tuple[TraceIds, float]) -> tuple[Trace, bytes]:
     """And what to say of sampling."""
     ids, percent = how
     if not said:
         said = b"1" if _is_drawn(trace_id, percent) else b"0"
-    return Trace(trace_id, ids.take(16), span_id, said != b"0"), said
+    return Trace(trace_id, ids.spans.take(), span_id, said != b"0"), said

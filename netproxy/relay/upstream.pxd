@@ -4,6 +4,7 @@ from netproxy.codec.events cimport End, RequestHead, ResponseHead
 from netproxy.relay.exchange cimport frames_content, has
 from netproxy.relay.services cimport Services
 from netproxy.stream cimport Stream
+from netproxy.upstream.pool cimport PoolKey
 
 cdef class Requester:
     cpdef upstream_writable(self, bint ok)
@@ -34,7 +35,7 @@ cdef class UpstreamHttp(Upstream):
     cdef bint _tunnel
     cdef long _uses
     cdef bint _writable
-    cdef readonly object key
+    cdef readonly PoolKey key
     cdef readonly Stream stream
     cdef readonly object workload
 

@@ -10,17 +10,37 @@ The most recently used one is handed out first, so that the surplus grows old an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..addr import EndpointAddr, WorkloadKey
 
 
-class PoolKey(NamedTuple):
-    """`tls` is "" for plaintext, else the ALPN protocol and the identity that the endpoint must have."""
+class PoolKey:
+    """`tls` is "" for plaintext, else the ALPN protocol and the identity that the endpoint must have. Equal by what it
+    names, and hashed once: it is looked for with every request."""
 
-    workload: WorkloadKey
-    endpoint: EndpointAddr
-    tls: str
+    def __init__(self, workload: WorkloadKey, endpoint: EndpointAddr, tls: str) -> None:
+        self.workload = workload
+        self.endpoint = endpoint
+        self.tls = tls
+        self._hash = hash((workload, endpoint, tls))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, PoolKey) and self._names(other))
+
+    def _names(self, other: PoolKey) -> bool:
+        """The same."""
+        return (
+            (self.endpoint is other.endpoint or self.endpoint == other.endpoint)
+            and self.tls == other.tls
+            and self.workload == other.workload
+        )
+
+    def __repr__(self) -> str:
+        return f"PoolKey({self.workload!r}, {self.endpoint!r}, {self.tls!r})"
 
 
 class Pool:

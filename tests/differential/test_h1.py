@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netproxy.codec.events import Data, End, Event, Informational, RequestHead, ResponseHead, Trailers
+from netproxy.codec.fields import NAMING, seen_in
 from netproxy.codec.h1_native import H1NativeClient, H1NativeServer
 from netproxy.codec.h1_reference import H1ReferenceClient, H1ReferenceServer
-from netproxy.codec.strict import H1Limits
+from netproxy.codec.strict import H1Limits, connection_options
 from netproxy.errors import LocalProtocolError, RemoteProtocolError
 
 from ..unit.codec.playing import CORPUS, NEXT_REQUEST, NEXT_RESPONSE, cuts_in_two, merged, octets
@@ -39,6 +40,9 @@ class Pair:
         first, second = (outcome(call, engine) for engine in self.engines)
         assert second == first
         assert condition(self.engines[1]) == condition(self.engines[0])
+        for event in second if isinstance(second, list) else ():
+            if isinstance(event, RequestHead | ResponseHead):
+                check_seen(event)
         return first
 
     def receive(self, data: bytes) -> Any:
@@ -59,6 +63,16 @@ def outcome(call: Callable[[Any], Any], engine: Any) -> Any:
         return ("refused", exc.status, exc.detail)
     except LocalProtocolError:
         return "misused"
+
+
+def check_seen(head: RequestHead | ResponseHead) -> None:
+    """What the native engine has noticed is what a look at the fields finds. It knows more of Connection fields that
+    name nothing: those may be thought to name something, not the other way round."""
+    expected = seen_in(head.headers)
+    assert head.seen & ~NAMING == expected & ~NAMING
+    assert not head.seen & NAMING or expected & NAMING
+    if not head.seen & NAMING:
+        assert set(connection_options(head.headers)) <= {b"close", b"keep-alive"}
 
 
 def condition(engine: Any) -> tuple[Any, ...]:
@@ -115,6 +129,26 @@ def test_corpus(path: Any) -> None:
                 play_server(parts, [ResponseHead(1, 404, [(b"content-length", b"0")]), End(1)], None, True)
             else:
                 play_client(path.stem.split("-")[1].encode(), parts, None, True)
+
+
+LINES = [
+    *(b"accept: " + b"x" * size for size in range(1, 100)),  # those of 8 to 96 octets are kept
+    *(name + b": v" for name in (b"a", b"te", b"via", b"Date", b"HOST", b"x-Forwarded_client.cert")),
+    *(b"Connection: " + value for value in (b"close", b" Close ", b"keep-alive", b"te", b"x, close", b"", b"host")),
+    *(b"content-length:" + value for value in (b"0", b" 00", b"1x", b"\t0")),
+    *(b"transfer-encoding: " + value for value in (b"chunked", b"Chunked", b"gzip")),
+    *(b"user-agent:" + blank + b"same" + blank for blank in (b"", b" ", b"\t")),
+    *(b"accept: a" + bytes((octet,)) + b"bcdefgh" for octet in range(256)),
+]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_line_that_came_before_reads_the_same(keep: bool) -> None:
+    for line in LINES:
+        request = b"GET / HTTP/1.1\r\nhost: a\r\n" + line + b"\r\n" + line.upper() + b"\r\n\r\n"
+        for _ in range(3):
+            play_server([request], ANSWERS[0], None, keep)
+            play_client(b"GET", [b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n"], None, keep)
 
 
 @settings(max_examples=400)

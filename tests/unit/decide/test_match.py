@@ -181,8 +181,8 @@ def test_all_parts_of_a_match_and_any_match_of_a_rule() -> None:
     prepared = Prepared((Rule("r", (one, two), ()), Rule("all", (Match("prefix", "/two"),), ())))
 
     def chosen(path: str, headers: dict[str, str], query: str = "", method: str = "GET") -> str:
-        rule = prepared.first(Request(path, headers, query, method))
-        return rule.name if rule else ""
+        ruling = prepared.first(Request(path, headers, query, method))
+        return ruling.rule.name if ruling else ""
 
     assert chosen("/one", {}) == "r"
     assert chosen("/one/", {}) == ""

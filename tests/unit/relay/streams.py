@@ -37,7 +37,7 @@ from netproxy.relay.connection import HttpConnection
 from netproxy.relay.downstream_h2 import Http2Downstream
 from netproxy.relay.downstream_h2_stream import Http2Stream
 from netproxy.relay.request import Exchange
-from netproxy.relay.services import Facts, Services
+from netproxy.relay.services import Facts, Services, Stamps
 from netproxy.relay.shared import SharedConnections
 from netproxy.settings import arena_size
 from netproxy.stream import Sink, Stream
@@ -321,6 +321,21 @@ def facts_with(facts: Facts, **changes: Any) -> Facts:
     return Facts(**({name: getattr(facts, name) for name in names} | changes))
 
 
+class Fixed(Stamps):
+    """`ids` are used up one by one, the last one stays."""
+
+    def __init__(self, *ids: bytes, date: bytes = b"") -> None:
+        super().__init__()
+        self.ids = list(ids) or [b""]
+        self.present = date
+
+    def request_id(self) -> bytes:
+        return self.ids.pop(0) if len(self.ids) > 1 else self.ids[0]
+
+    def date(self, now: float) -> bytes:
+        return self.present
+
+
 @dataclass
 class World:
     """One worker's services with a clock that only the test moves."""
@@ -356,7 +371,7 @@ class World:
         self.services.access.select(AccessLog(percent=100))
         self.services.access.write_to(self)
         # Neither id nor date: so the transcripts show what is passed on. Tests of the edits set them.
-        self.services.new_id = self.services.date = lambda: b""
+        self.services.stamps = Fixed()
         self.connection_type = type("Counted", (CountedConnection,), {"expected": 0, "__slots__": ()})
 
     def put(self, line: bytes) -> None:

@@ -16,6 +16,7 @@ from netproxy.codec.h2_strict import Frame
 from netproxy.config.shard import MeshShard, ServicePort, ServiceShard
 from netproxy.errors import Reason
 from netproxy.relay.downstream_h2 import DRAIN_STEP_S, server_limits
+from netproxy.relay.services import Stamps
 
 from .h2_client import H2TestClient
 from .h2_endpoint import H2Endpoint
@@ -1050,10 +1051,11 @@ def test_a_bug_of_ours_leaves_nobody_waiting() -> None:
         client.ask()
         await turns()
 
-        def fails() -> bytes:
-            raise RuntimeError("a bug")
+        class Broken(Stamps):
+            def request_id(self) -> bytes:
+                raise RuntimeError("a bug")
 
-        world.services.new_id = fails
+        world.services.stamps = Broken()
         with pytest.raises(RuntimeError):
             client.ask()
         assert client.stream.was_reset

@@ -26,7 +26,7 @@ from tests.edits import (
     through_http2,
 )
 
-from .streams import VIP, FakeStream, World, play, turns
+from .streams import VIP, FakeStream, Fixed, World, play, turns
 
 PEER = SpiffeId("spiffe://cluster.local/ns/shop/sa/peer")
 XFCC = b"By=spiffe://cluster.local/ns/shop/sa/client;Hash=" + b"ab" * 32 + b";URI=" + PEER.encode()
@@ -48,8 +48,7 @@ class Path:
     def __init__(self, mesh: MeshShard) -> None:
         self.out, self.into = World(mesh), World(mesh)
         for world, new in ((self.out, b"id-out"), (self.into, b"id-in")):
-            world.services.new_id = lambda new=new: new
-            world.services.date = lambda: DATE
+            world.services.stamps = Fixed(new, date=DATE)
         identity = SpiffeId("spiffe://cluster.local/ns/shop/sa/client")
         meshed = Endpoint("10.0.0.1", 8080, identity=identity, meshed=True)
         self.out.tables.put(ServiceShard("shop", "web", (VIP,), (ServicePort(80, "http", "http", (meshed,)),)))

@@ -20,7 +20,7 @@ from tests.edits import (
 )
 
 from .h2_client import H2TestClient
-from .streams import VIP, World, play, web_shard
+from .streams import VIP, Fixed, World, play, web_shard
 from .test_edits import DATE, OF_REQUESTS, PEER, XFCC, meshes, raw_response, responses
 
 OF_HTTP2 = {
@@ -65,8 +65,7 @@ def test_what_arrives_is_what_was_sent_and_the_documented_edits(
 
     async def main() -> None:
         world = World(mesh)
-        world.services.new_id = lambda: b"id"
-        world.services.date = lambda: DATE
+        world.services.stamps = Fixed(b"id", date=DATE)
         world.tables.put(web_shard(http_version="1.1"))
         facts = world.facts(inbound=inbound)
         if inbound:

@@ -19,7 +19,7 @@ from netproxy.observe.record import Parties
 from netproxy.relay.serve import Server
 from netproxy.relay.tcp import TcpRelay
 
-from .streams import CLIENT, WEB, FakeStream, World, play, turns, web_shard
+from .streams import CLIENT, WEB, FakeStream, Fixed, World, play, turns, web_shard
 
 GET = (
     b"GET http://shop.example/web?a=b HTTP/1.1\r\nHost: web\r\nX-Request-Id: 11-22\r\n"
@@ -105,7 +105,7 @@ def test_a_request_that_arrives() -> None:
 def test_an_id_of_ours_and_a_replay() -> None:
     async def main() -> None:
         world = World()
-        world.services.new_id = lambda: b"made-here"
+        world.services.stamps = Fixed(b"made-here")
         client, _ = world.connect()
         request = b"GET /web HTTP/1.1\r\nHost: web\r\n\r\n"
         client.peer_sends(request)

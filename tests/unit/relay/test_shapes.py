@@ -11,7 +11,7 @@ from netproxy.addr import EndpointAddr
 from netproxy.config.shard import MeshShard
 from netproxy.errors import Reason
 
-from .streams import HIGH_WATER, FakeStream, World, play, turns
+from .streams import HIGH_WATER, FakeStream, Fixed, World, play, turns
 from .test_connection import GET, GET_SENT, OK, POST_HEAD, PUT_64K, PUT_HEAD, exchanged, problem_of, second_on_reused
 
 EXPECTS = POST_HEAD[:-2] + b"Expect: 100-continue\r\n\r\n"
@@ -541,8 +541,7 @@ async def test_idempotent_requests_in_one_pipeline_are_each_sent_again_once() ->
 @transcript
 async def test_what_each_leg_adds() -> None:
     world = World(MeshShard(via="mesh", header_case="preserve"))
-    world.services.new_id = lambda: b"id-1"
-    world.services.date = lambda: b"now"
+    world.services.stamps = Fixed(b"id-1", date=b"now")
     fields = b"HOST: web\r\nX-b: 1\r\nx-A: 2\r\n"
     client, upstream = await asked(world, b"GET /web HTTP/1.0\r\n" + fields + b"X-A: 3\r\n\r\n")
     added = b"x-A: 3\r\nx-request-id: id-1\r\nvia: 1.0 mesh\r\n\r\n"
@@ -557,8 +556,7 @@ async def test_what_each_leg_adds() -> None:
 @transcript
 async def test_a_replay_has_the_same_id() -> None:
     world = World()
-    ids = iter(b"abcdef")
-    world.services.new_id = lambda: bytes((next(ids),))
+    world.services.stamps = Fixed(b"a", b"b", b"c")
     client, upstream = await asked(world)
     upstream.peer_sends(OK)
     client.peer_sends(GET)
@@ -570,7 +568,7 @@ async def test_a_replay_has_the_same_id() -> None:
 @transcript
 async def test_our_own_answers_have_a_date() -> None:
     world = World()
-    world.services.date = lambda: b"now"
+    world.services.stamps = Fixed(date=b"now")
     client, _ = world.connect()
     client.peer_sends(GET.replace(b"/web", b"/missing"))
     assert b"\r\ndate: now\r\n" in client.sent

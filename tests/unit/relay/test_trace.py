@@ -7,14 +7,15 @@ import re
 
 import pytest
 
-from netproxy.relay.trace import Ids, traced
+from netproxy.relay.ids import UUID, Ids
+from netproxy.relay.trace import TraceIds, traced
 
 T, S = b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7"
 HOST = (b"host", b"a.test")
 
 
-def ids(seed: int = 1) -> Ids:
-    return Ids(random.Random(seed).randbytes)
+def ids(seed: int = 1) -> TraceIds:
+    return TraceIds(random.Random(seed).randbytes)
 
 
 def is_new(headers: list[tuple[bytes, bytes]], flags: bytes) -> bool:
@@ -170,6 +171,17 @@ def test_about_percent_are_sampled() -> None:
 
 def test_ids_are_never_zero_and_do_not_repeat() -> None:
     blocks = [bytes(16), b"\1" * 16]
-    assert Ids(lambda _: blocks.pop(0), 16).take(32) == b"01" * 16
+    assert Ids(b"x" * 32, lambda _: blocks.pop(0), 1).take() == b"01" * 16
     source = ids()
-    assert len({source.take(16) for _ in range(1000)}) == 1000
+    assert len({source.spans.take() for _ in range(1000)}) == 1000
+    assert len({source.parents.take() for _ in range(1000)}) == 1000
+
+
+def test_ids_have_their_form() -> None:
+    source = Ids(UUID, random.Random(1).randbytes)
+    found = [source.take() for _ in range(1000)]
+    assert len(set(found)) == 1000
+    for text in found:
+        assert re.fullmatch(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", text)
+    for place, digits in enumerate(zip(*found, strict=True)):  # each digit is any
+        assert len(set(digits)) == {ord("x"): 16, ord("y"): 4}.get(UUID[place], 1)

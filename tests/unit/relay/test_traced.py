@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from netproxy.config.shard import MeshShard
-from netproxy.relay.trace import Ids
+from netproxy.relay.trace import TraceIds
 
 from ...edits import Leg, Message, edited_request, request_octets
 from .streams import World, play
@@ -14,7 +14,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 def world_with(percent: float) -> World:
     world = World(MeshShard(trace_percent=percent))
-    world.services.trace_ids = Ids(lambda n: bytes([0x11]) * n)
+    world.services.trace_ids = TraceIds(lambda n: bytes([0x11]) * n)
     return world
 
 
