@@ -1,5 +1,7 @@
 cimport cython
 
+cpdef pick(candidates, random)
+
 cdef class WeightedCycle:
     cdef readonly tuple weights
     cdef long long _total

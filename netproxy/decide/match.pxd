@@ -1,5 +1,7 @@
 cimport cython
 
+cdef long _ANY, _EXACT, _PREFIX, _REGEX
+
 cdef class Request:
     cdef readonly str path
     cdef readonly str query

@@ -1,4 +1,5 @@
 cimport cython
+from netproxy.decide.balance cimport pick
 from netproxy.decide.match cimport Prepared, Request, Ruling
 
 cdef class EndpointState:

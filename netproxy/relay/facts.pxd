@@ -4,6 +4,8 @@ from netproxy.observe.record cimport Who
 from netproxy.relay.services cimport Facts, Services
 from netproxy.upstream.pool cimport PoolKey
 
+cdef long _MAX_PATHS
+
 cdef class Path:
     cdef readonly object service
     cdef readonly object identity

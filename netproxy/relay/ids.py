@@ -9,7 +9,7 @@ from collections.abc import Callable
 UUID = b"xxxxxxxx-xxxx-4xxx-yxxx-xxxxxxxxxxxx"
 """Of version 4 (RFC 9562 section 5.4)."""
 
-_VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)
+_VARIANTS = b"89ab"
 
 
 class Ids:
@@ -19,11 +19,12 @@ class Ids:
     octets at random. One per process: a fork would repeat them. No 16 digits in a row are 0, which are no id of a span.
     """
 
-    def __init__(self, form: bytes, entropy: Callable[[int], bytes], count: int = 64) -> None:
+    def __init__(self, form: bytes, entropy: Callable[[int], bytes], count: int = 256) -> None:
         self._form = form
         self._entropy = entropy
         self._count = count
         self._size = len(form)
+        self._digits = form.count(b"x") + form.count(b"y")
         self._texts = b""
         self._at = 0
         self._end = 0
@@ -37,14 +38,21 @@ class Ids:
         return texts[at : at + self._size]
 
     def _fill(self) -> None:
-        places = [place for place, octet in enumerate(self._form) if octet in b"xy"]
-        digits = b"0" * 16
-        while b"0" * 16 in digits:
-            digits = hexlify(self._entropy((len(places) * self._count + 1) // 2))
-        texts = bytearray(self._form * self._count)
-        view = memoryview(texts)
-        for number, place in enumerate(places):
-            column = digits[number :: len(places)][: self._count]
-            view[place :: self._size] = column.translate(_VARIANTS) if self._form[place] == 0x79 else column
-        self._texts = bytes(texts)
-        self._at, self._end = 0, len(texts)
+        found = b"0" * 16
+        while b"0" * 16 in found:
+            found = hexlify(self._entropy((self._digits * self._count + 1) // 2))
+        room = bytearray(self._form * self._count)
+        # These three are C's pointers where this is compiled.
+        form, digits, texts = self._form, found, room
+        size, number = self._size, 0
+        for start in range(0, size * self._count, size):
+            for at in range(size):
+                if form[at] == 0x78:
+                    texts[start + at] = digits[number]
+                    number += 1
+                elif form[at] == 0x79:
+                    digit = digits[number]
+                    texts[start + at] = _VARIANTS[digit & 3 if digit < 0x3A else (digit + 1) & 3]
+                    number += 1
+        self._texts = bytes(room)
+        self._at, self._end = 0, len(room)

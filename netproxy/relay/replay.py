@@ -16,11 +16,20 @@ MAX_BODY = 64 * 1024
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 
 
+def replay_of(head: RequestHead, reused: bool, shared: bool) -> Replay | None:
+    """Of the connection that it goes out on. None: it will not be sent again, whatever happens."""
+    reused = reused and head.method in _IDEMPOTENT
+    if not reused and not shared:
+        return None
+    replay = Replay.__new__(Replay)
+    replay._begin(head, reused)
+    return replay
+
+
 class Replay:
-    def __init__(self, head: RequestHead, reused: bool, shared: bool) -> None:
-        """Of the connection that it goes out on."""
-        self._reused = reused and head.method in _IDEMPOTENT
-        self._head = head if self._reused or shared else None
+    def _begin(self, head: RequestHead, reused: bool) -> None:
+        self._reused = reused
+        self._head: RequestHead | None = head
         self._body: bytearray | None = None
         self._rest: list[Event] | None = None
 

@@ -6,7 +6,7 @@ from netproxy.observe.record cimport Recorder, Who
 from netproxy.relay.downstream cimport Downstream
 from netproxy.relay.exchange cimport RequestEdits, edit_request, edit_response
 from netproxy.relay.facts cimport Path, path_to
-from netproxy.relay.replay cimport Replay
+from netproxy.relay.replay cimport Replay, replay_of
 from netproxy.relay.services cimport Facts, Services
 from netproxy.relay.trace cimport Trace, begin
 from netproxy.upstream.pool cimport PoolKey

@@ -83,7 +83,7 @@ from .grpc import (
     with_timeout,
 )
 from .logged import Ended, log_request
-from .replay import Replay
+from .replay import Replay, replay_of
 from .shared import Wanted
 from .trace import Trace, begin, traced
 from .upstream import Requester, Upstream, UpstreamHttp
@@ -444,7 +444,7 @@ class Exchange(Requester):
         self._reused = reused = upstream.reused
         self._replay = None
         if not self._attempts and (reused or upstream.is_shared):
-            self._replay = Replay(self._sent_head, reused, upstream.is_shared)
+            self._replay = replay_of(self._sent_head, reused, upstream.is_shared)
         self._attempts += 1
         if self._is_logged:
             self._connected_at = self._services.now()

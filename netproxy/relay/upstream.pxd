@@ -39,6 +39,8 @@ cdef class UpstreamHttp(Upstream):
     cdef readonly Stream stream
     cdef readonly object workload
 
+    @cython.locals(head=RequestHead)
+    cpdef send(self, event)
     cdef _send(self, event)
     cdef _send_head_of_http2(self, RequestHead head)
     cpdef data_received(self, bytes data)

@@ -143,8 +143,12 @@ class UpstreamHttp(Upstream):
             exchange.upstream_writable(False)
 
     def send(self, event: Event) -> None:
-        if type(event) is RequestHead and event.scheme:
-            self._send_head_of_http2(event)
+        if type(event) is RequestHead:
+            head = event
+            if head.scheme:
+                self._send_head_of_http2(head)
+            else:
+                self._send(head)
         else:
             if self._head is not None:
                 head, self._head = self._head, None
