@@ -34,6 +34,7 @@ JOINED_ANYHOW = bytes(octet if chr(octet).isascii() and chr(octet).isalnum() els
 _NAMES_NOTHING = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 """What a Connection field mostly is."""
 _XFCC_SIZE = len(XFCC)
+_BITS = BITS
 _CONNECTION, _NAMING, _XFCC_LIKE = CONNECTION, NAMING, XFCC_LIKE
 
 
@@ -42,11 +43,12 @@ def seen_in(headers: Headers) -> int:
     seen = 0
     for field in headers:
         name = field[0]
-        bits = BITS.get(name)
-        if bits is None:
+        found = _BITS.get(name)
+        if found is None:
             if len(name) == _XFCC_SIZE and is_like_xfcc(name):
                 seen |= _XFCC_LIKE
         else:
+            bits = found
             seen |= bits
             if bits == _CONNECTION and field[1] not in _NAMES_NOTHING:
                 seen |= _NAMING

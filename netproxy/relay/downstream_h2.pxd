@@ -1,7 +1,7 @@
 cimport cython
 from netproxy.codec.engine cimport H2Engine
 from netproxy.codec.events cimport Data, End, RequestHead, Trailers
-from netproxy.relay.downstream_h2_stream cimport Http2Stream, StreamOwner
+from netproxy.relay.downstream_h2_stream cimport Http2Stream, StreamOwner, stream_of
 from netproxy.stream cimport Stream
 
 cdef class Http2Downstream(StreamOwner):

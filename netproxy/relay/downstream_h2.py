@@ -46,7 +46,7 @@ from ..codec.h2_strict import MAX_WINDOW, Rule
 from ..config.shard import MeshShard
 from ..errors import LocalProtocolError, Reason, RemoteProtocolError
 from ..stream import Stream
-from .downstream_h2_stream import Http2Stream, StreamOwner, unread
+from .downstream_h2_stream import Http2Stream, StreamOwner, stream_of, unread
 from .services import Facts, Services
 from .upstream_h2 import PSEUDO_FIELDS, list_bytes
 
@@ -227,7 +227,7 @@ class Http2Downstream(StreamOwner):
     def _begin(self, event: RequestHead | RequestRefused, stream_id: int) -> None:
         self._seen = max(self._seen, stream_id)
         self._activity = self.heard_at
-        stream = self._streams[stream_id] = Http2Stream(self, event)
+        stream = self._streams[stream_id] = stream_of(self, stream_id, event)
         stream.proceed()
 
     def _ends(self, stream_id: int) -> None:

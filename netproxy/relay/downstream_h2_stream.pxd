@@ -1,3 +1,4 @@
+cimport cython
 from netproxy.codec.engine cimport H2Engine
 from netproxy.codec.events cimport Data, End, Informational, RequestHead, ResponseHead, Trailers
 from netproxy.relay.downstream cimport Downstream
@@ -21,6 +22,9 @@ cdef class StreamOwner:
     cpdef resume(self)
     cpdef forget(self, stream_id)
 
+@cython.locals(stream=Http2Stream)
+cpdef Http2Stream stream_of(StreamOwner connection, stream_id, first)
+
 cdef class Http2Stream(Downstream):
     cdef public bint _blocked
     cdef public StreamOwner _connection
@@ -37,6 +41,7 @@ cdef class Http2Stream(Downstream):
     cdef public long long _queued
     cdef public Trailers _trailers
 
+    cdef _open(self, StreamOwner connection, stream_id, first)
     cpdef proceed(self)
     cpdef data(self, Data event)
     cpdef trailers(self, Trailers event)
