@@ -23,13 +23,14 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
 from redirect.bpf import Listener
 from redirect.ebpf import counters, release
 from redirect.netns import netns_cookie, open_netns
-from redirect.probe import Preference
+from redirect.probe import Preference, choose
 from redirect.unsteered import Unsteered, unsteered
 
 from .addr import SpiffeId
@@ -134,7 +135,7 @@ class Pods:
         self._executor = ThreadPoolExecutor(_THREADS, "steering")
         self._calls = asyncio.Semaphore(_THREADS)
         self._bring_ups = asyncio.Semaphore(_BRING_UPS)
-        self.mechanisms = Mechanisms()
+        self.mechanisms = Mechanisms(partial(choose, node=settings.node))
         self._looks = Looks()
 
     # -- what is wanted -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from redirect.apply import execute
-from redirect.bpf import Hooks, Workload, bpffs, clean
+from redirect.bpf import Hooks, Workload, bpffs, clean, is_complete
 from redirect.errors import RedirectError
 from redirect.netfilter.restore import host_variant
 from redirect.netns import current, unshare_netns
@@ -22,12 +22,13 @@ from redirect.wanted import FailurePolicy, Family, Mechanism, Ports, Scope
 Preference = Literal["auto", "ebpf", "nftables", "iptables"]
 
 _CANDIDATES: dict[Preference, tuple[Mechanism, ...]] = {
-    "auto": ("nftables", "iptables-nft", "iptables-legacy"),
+    "auto": ("ebpf", "nftables", "iptables-nft", "iptables-legacy"),
     "ebpf": ("ebpf",),
     "nftables": ("nftables",),
     "iptables": ("iptables-nft", "iptables-legacy"),
 }
-"""In order, but of the variants of iptables the host's own comes first. nftables can do all there is to do."""
+"""In order, but of the variants of iptables the host's own comes first. eBPF costs a connection least, and nftables can
+do all else that there is to do."""
 
 _NODE = "probe"
 _SCRATCH = "netproxy-probe-"
@@ -93,11 +94,14 @@ def probe(mechanism: Mechanism = "nftables") -> Probe:
     return Probe(frozenset(found), "; ".join(reasons), mechanism)
 
 
-def choose(wanted: Preference, ask: Callable[[Mechanism], Probe] = probe) -> Choice:
-    """Blocks for as long as the probes take."""
+def choose(wanted: Preference, ask: Callable[[Mechanism], Probe] = probe, node: str = "") -> Choice:
+    """Blocks for as long as the probes take. What a `node` has in force by eBPF is not tried again."""
     failed: list[str] = []
     for mechanism in _candidates(wanted):
-        found = ask(mechanism)
+        if mechanism == "ebpf" and node and is_complete(node):
+            found = Probe(frozenset({4, 6}), "", mechanism)
+        else:
+            found = ask(mechanism)
         if found.ok:
             why = "the first that works" if wanted == "auto" else f"steering: {wanted} is configured"
             return Choice(mechanism, "; ".join([why, *failed, *([found.reason] if found.reason else [])]))

@@ -282,8 +282,8 @@ class MeshConfigSpec(Model):
     failure_policy: FailurePolicy = "open"
     """Of Workloads that do not say it themselves."""
     steering: SteeringPreference = "auto"
-    """How traffic gets to the proxy. `auto` takes nftables if a probe of the kernel finds that it works, else
-    iptables; `ebpf` is taken only when it is named. With iptables every workload's failure policy is `closed`. A
+    """How traffic gets to the proxy. `auto` takes eBPF if a probe of the kernel finds that it works, else nftables,
+    else iptables. With iptables every workload's failure policy is `closed`. A
     Workload may say something else."""
     opaque_ports: Annotated[Items[Port], Field(max_length=1000)] = _MESH.opaque_ports
     """Ports whose connections are relayed unread unless something declares them otherwise: servers that speak first."""

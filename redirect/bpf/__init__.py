@@ -16,7 +16,7 @@ that asks several nameservers without being connected sees all answers from the 
 """
 
 from redirect.bpf.balance import Balanced, Target
-from redirect.bpf.hooks import Enrolled, Hooks, Link, Listener, Proxy, clean, links
+from redirect.bpf.hooks import Enrolled, Hooks, Link, Listener, Proxy, clean, is_complete, links
 from redirect.bpf.layout import Count
 from redirect.bpf.workload import Key, Workload
 
@@ -32,5 +32,6 @@ __all__ = [
     "Target",
     "Workload",
     "clean",
+    "is_complete",
     "links",
 ]

@@ -128,7 +128,7 @@ class Hooks:
         bpffs is mounted on `mount` if it is not. Programs of other sources are replaced, each at one instant.
         """
         bpffs.mounted(mount)
-        if not _is_complete(node, mount):
+        if not is_complete(node, mount):
             _run_loader(node, mount, cgroup or bpffs.cgroup_root())
         with ExitStack() as stack:
             maps = pins.open_maps(pins.place_of(node, mount), stack, make=False)
@@ -507,7 +507,7 @@ def _possible_cpus() -> int:
     return int(text.rpartition(",")[2].rpartition("-")[2]) + 1
 
 
-def _is_complete(node: str, mount: Path) -> bool:
+def is_complete(node: str, mount: Path = bpffs.BPFFS) -> bool:
     """All that the present sources would pin is pinned, and attached."""
     place = pins.place_of(node, mount)
     attached = [hook for hook in HOOKS if not hook.per_namespace]
@@ -522,15 +522,21 @@ def _is_complete(node: str, mount: Path) -> bool:
     return False
 
 
+_compiled = {"instructions": ""}
+"""What a loader of this process has printed: the next one need not compile."""
+
+
 def _run_loader(node: str, mount: Path, cgroup: Path) -> None:
     command = [sys.executable, "-m", "redirect.bpf.loader", node, str(mount), str(cgroup)]
     step = "load hooks"
     try:
+        given = _compiled["instructions"]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LOAD_PATIENCE_S, check=False
+            command, input=given, capture_output=True, text=True, timeout=LOAD_PATIENCE_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise RedirectError(str(exc), namespace=f"node {node}", step=step) from exc
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         raise RedirectError(lines[-1], namespace=f"node {node}", step=step)
+    _compiled["instructions"] = done.stdout

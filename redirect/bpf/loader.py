@@ -1,5 +1,8 @@
 """Compiles, loads, attaches and pins the hooks of a node, then ends. `python -m redirect.bpf.loader NODE BPFFS CGROUP`
 
+Instructions on standard input are taken if they are of the present sources, else there is compiled; those that were
+taken are on standard output (`programs.to_text`).
+
     maps, as pinned, else made -> programs -> links: swapped where pinned, else made and pinned -> the image, last
 
 What is pinned is used again, so that a run that was cut short is finished by the next one, and an upgrade swaps each
@@ -26,16 +29,19 @@ from redirect.errors import RedirectError
 def main(arguments: list[str]) -> int:
     node, mount, cgroup = arguments
     try:
-        load(node, Path(mount), Path(cgroup))
+        print(load(node, Path(mount), Path(cgroup), sys.stdin.read()))
     except RedirectError as exc:
         print(exc, file=sys.stderr)
         return 1
     return 0
 
 
-def load(node: str, mount: Path, cgroup: Path) -> None:
-    """RedirectError. What was done until then stays, and is used by the next run or removed by `clean`."""
-    codes = compiler.compiled()
+def load(node: str, mount: Path, cgroup: Path, given: str = "") -> str:
+    """The instructions. RedirectError: what was done until then stays, and is used by the next run or removed by
+    `clean`."""
+    version, codes = programs.from_text(given)
+    if version != compiler.version() or codes.keys() != {hook.name for hook in HOOKS}:
+        version, codes = compiler.version(), compiler.compiled()
     place = place_of(node, bpffs.mounted(mount))
     with ExitStack() as stack:
         stack.enter_context(bpffs.locked(bpffs.folder(node, mount)))
@@ -55,7 +61,8 @@ def load(node: str, mount: Path, cgroup: Path) -> None:
         for name in bpffs.pinned(place):
             if name.startswith("inbound_"):
                 swap_inbound(place / name, codes[INBOUND.name], maps)
-        syscall.update(maps["image"], bytes(4), programs.packed(compiler.version(), codes))
+        syscall.update(maps["image"], bytes(4), programs.packed(version, codes))
+    return programs.to_text(version, codes)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def load(hook: Hook, code: bytes, maps: dict[str, int], here: int = HERE) -> int
 
 def packed(version: str, codes: dict[str, bytes]) -> bytes:
     """The value of the map `image`: what is in force, and the instructions that are loaded once per namespace."""
-    kept = {hook.name: base64.b64encode(codes[hook.name]).decode() for hook in HOOKS if hook.per_namespace}
-    text = json.dumps({"version": version, "codes": kept}, separators=(",", ":")).encode()
+    kept = {hook.name: codes[hook.name] for hook in HOOKS if hook.per_namespace}
+    text = to_text(version, kept).encode()
     if len(text) > Image.text.size:
         raise RedirectError(f"{len(text)} octets of instructions are too many", step="keep instructions")
     return bytes(Image(len(text), text))
@@ -106,8 +106,18 @@ def packed(version: str, codes: dict[str, bytes]) -> bytes:
 def unpacked(value: bytes) -> tuple[str, dict[str, bytes]]:
     """The reverse. ("", {}) of one that was never written, or not by us."""
     image = Image.from_buffer_copy(value)
+    return from_text(value[4 : 4 + image.length])
+
+
+def to_text(version: str, codes: dict[str, bytes]) -> str:
+    kept = {name: base64.b64encode(code).decode() for name, code in codes.items()}
+    return json.dumps({"version": version, "codes": kept}, separators=(",", ":"))
+
+
+def from_text(text: str | bytes) -> tuple[str, dict[str, bytes]]:
+    """The reverse. ("", {}) of anything else."""
     try:
-        found = json.loads(value[4 : 4 + image.length])
+        found = json.loads(text)
         return str(found["version"]), {str(name): base64.b64decode(code) for name, code in found["codes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", {}

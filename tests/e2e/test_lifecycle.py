@@ -267,7 +267,7 @@ def test_a_workload_whose_namespace_path_changes_leaves_nothing_in_the_old_one(m
 
 def test_the_failure_policy_changes_at_run_time(mesh_of: MeshOf) -> None:
     """No call fails, and no connection is closed for it."""
-    scene = Scene(mesh_of())
+    scene = Scene(mesh_of(steering="nftables"))
     scene.mesh.start()
     client = scene.client
     with scene.to_service() as load:

@@ -154,7 +154,7 @@ def test_closed_stays_closed_while_a_port_is_taken(mesh_of: MeshOf) -> None:
 
 
 def test_flushed_rules_of_closed_are_put_back(mesh_of: MeshOf) -> None:
-    mesh = mesh_of(nodes=1)
+    mesh = mesh_of(nodes=1, steering="nftables")
     scene = Scene(mesh, server={"failurePolicy": "closed"}, client={"failurePolicy": "closed"})
     outsider = mesh.pod("outsider", 0, attach=False)
     mesh.put(mesh.peer_authentication("STRICT", app="web"))
@@ -175,7 +175,7 @@ def test_flushed_rules_of_closed_are_put_back(mesh_of: MeshOf) -> None:
 
 def test_flushed_routes_are_put_back(mesh_of: MeshOf) -> None:
     """Of policy ``open``, whose tables nobody else can flush."""
-    scene = Scene(mesh_of(nodes=1))
+    scene = Scene(mesh_of(nodes=1, steering="nftables"))
     scene.mesh.start()
     before = ruleset(scene.client)
     scene.client.run("nft", "flush", "ruleset")
@@ -189,7 +189,7 @@ def test_flushed_routes_are_put_back(mesh_of: MeshOf) -> None:
 
 def test_a_released_table_of_open_is_made_anew_and_owned(mesh_of: MeshOf) -> None:
     """An owner that died without us: the new table is the supervisor's, and goes with it."""
-    scene = Scene(mesh_of(nodes=1))
+    scene = Scene(mesh_of(nodes=1, steering="nftables"))
     scene.mesh.start()
     (name,) = tables(scene.client)
     node, generation = nft.parse_table_name(name) or ("", 0)

@@ -246,7 +246,7 @@ def test_maps_of_another_layout_are_replaced_under_load(
     clean("bpf-layout", mount=mount)
     python(
         OTHER_LAYOUT + "from redirect.bpf import Hooks, Workload; from redirect.netns import open_netns\n"
-        "hooks_module = sys.modules['redirect.bpf.hooks']; hooks_module._is_complete = lambda *a: True\n"
+        "hooks_module = sys.modules['redirect.bpf.hooks']; hooks_module.is_complete = lambda *a: True\n"
         "hooks = Hooks.open(sys.argv[1], mount=Path(sys.argv[2]))\n"
         "hooks.enrol_pod(open_netns(sys.argv[5]), Workload(frozenset({4, 6}), policy='closed'))\n",
         "bpf-layout", mount, tmp_path, cgroup_root(), f"/run/netns/{dual.pod.name}",

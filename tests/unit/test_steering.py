@@ -29,10 +29,12 @@ def asked(*works: Mechanism) -> tuple[list[Mechanism], object]:
 @pytest.mark.parametrize(
     ("wanted", "works", "mechanism", "tried"),
     [
-        ("auto", MECHANISMS, "nftables", 1),
-        ("auto", ("iptables-nft", "iptables-legacy"), None, 2),
+        ("auto", MECHANISMS, "ebpf", 1),
+        ("auto", ("nftables", "iptables-nft", "iptables-legacy"), "nftables", 2),
+        ("auto", ("iptables-nft", "iptables-legacy"), None, 3),
         ("auto", ("iptables-legacy",), "iptables-legacy", None),
-        ("auto", (), "", 3),
+        ("auto", (), "", 4),
+        ("ebpf", ("nftables",), "", 1),
         ("nftables", ("nftables",), "nftables", 1),
         ("nftables", ("iptables-nft", "iptables-legacy"), "", 1),
         ("iptables", MECHANISMS, None, 1),
@@ -50,8 +52,8 @@ def test_choice(wanted: Preference, works: tuple[Mechanism, ...], mechanism: str
     else:
         assert found.mechanism in (MECHANISMS[1:] if mechanism is None else [mechanism])
         assert (wanted == "auto") is ("is configured" not in found.reason)
-    if wanted == "auto" and found.mechanism and found.mechanism != "nftables":
-        assert "nftables can't be used: no module" in found.reason
+    if wanted == "auto" and found.mechanism and found.mechanism != "ebpf":
+        assert "ebpf can't be used: no module" in found.reason
 
 
 def told(wanted: Preference) -> Choice:
