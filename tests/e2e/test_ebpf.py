@@ -180,3 +180,41 @@ def test_a_deleted_namespace_leaves_no_entry(mesh_of: MeshOf) -> None:
     wait_for(lambda: entries(scene) == 2, "its entry to go")
     assert sum(link.name.startswith("inbound_") for link in links(scene.agent.name)) == 2
     assert is_meshed(scene)
+
+
+PODS = 200 if os.environ.get("FULL") else 15
+
+
+@pytest.mark.timeout(600)
+def test_pods_of_the_same_names_and_addresses_leave_nothing(mesh_of: MeshOf) -> None:
+    """``FULL=1``: 200 of them."""
+    mesh = mesh_of(nodes=1, steering="ebpf")
+    scene = Scene(mesh)
+    pods = [mesh.pod(f"again-{number}", 0) for number in range(PODS)]
+    numbers = [int(pod.ip.rpartition(".")[2]) for pod in pods]
+    keys = [f"{NAMESPACE}/{pod.name}" for pod in pods]
+
+    def inbound() -> int:
+        return sum(link.name.startswith("inbound_") and link.target != 0 for link in links(scene.agent.name))
+
+    def veths() -> list[str]:
+        shown = json.loads(mesh.nodes[0].run("ip", "-j", "link", "show", "type", "veth").stdout)
+        return [link["ifname"] for link in shown if link["ifname"] in {f"v{number}" for number in numbers}]
+
+    scene.mesh.start()
+    for _ in range(2):
+        scene.agent.wait_steered(*keys, timeout=120)
+        assert entries(scene) == inbound() == PODS + 2
+        for pod in (pods[0], pods[-1]):
+            assert get(pod, VIP, "/x").json()["meshed"]
+        for pod in pods:
+            mesh.stage.remove_pod(pod.name)
+        wait_for(lambda: entries(scene) == inbound() == 2, "all entries to go", 60.0)
+        wait_for(lambda: not veths(), "all veths to go", 60.0)
+        pods = [
+            mesh.stage.make_pod(pod.name, mesh.nodes[0], number, tuple(mesh.stage.families))
+            for pod, number in zip(pods, numbers, strict=True)
+        ]
+    scene.agent.wait_steered(*keys, timeout=120)
+    assert entries(scene) == inbound() == PODS + 2
+    assert is_meshed(scene)
