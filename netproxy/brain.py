@@ -31,6 +31,7 @@ from .channel import Channel, ChannelBroken, Message
 from .child import Joined, join
 from .codec import h1, h2
 from .config import source
+from .config.balanced import why_proxied
 from .config.load import Loader
 from .config.shard import ServiceShard, Shard, WorkloadShard, encode_shard
 from .config.snapshot import Context, Snapshot
@@ -213,7 +214,9 @@ class Brain:
         await self.certificates.want({item.identity for item in snapshot.local_workloads}, snapshot.mesh.trust_domain)
         await self._look(snapshot)
         self._publish(snapshot)
-        await self.workloads.want(snapshot.local_workloads, tuple(snapshot.vip_networks), snapshot.steering)
+        await self.workloads.want(
+            snapshot.local_workloads, tuple(snapshot.vip_networks), snapshot.steering, snapshot.balanced
+        )
         if not self._took_over:
             self._took_over = True
             await self.workloads.take_over(self.children["attached"])
@@ -449,6 +452,7 @@ def _service(shard: ServiceShard) -> dict[str, Any]:
                 "endpoints": len(port.endpoints),
                 "ready": sum(endpoint.ready for endpoint in port.endpoints),
                 "rules": None if port.rules is None else len(port.rules),
+                "needs_proxy": why_proxied(port),
             }
             for port in shard.ports
         ],

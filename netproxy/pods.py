@@ -34,12 +34,13 @@ from redirect.probe import Preference, choose
 from redirect.unsteered import Unsteered, unsteered
 
 from .addr import SpiffeId
+from .config.balanced import BalancedPort
 from .config.snapshot import LocalWorkload, Traffic
 from .errors import IdentityError, NetproxyError
 from .journal import Journal
 from .log import WARNING, log
 from .settings import NodeSettings
-from .steering import Looks, Mechanisms, Vigil, scope_of
+from .steering import Balancing, Looks, Mechanisms, Vigil, scope_of
 
 RECONCILE_S = 0.2
 """A deleted namespace is noticed within this; its veth stays until we let go."""
@@ -136,15 +137,24 @@ class Pods:
         self._calls = asyncio.Semaphore(_THREADS)
         self._bring_ups = asyncio.Semaphore(_BRING_UPS)
         self.mechanisms = Mechanisms(partial(choose, node=settings.node))
+        self.balancing = Balancing(settings.node)
         self._looks = Looks()
 
     # -- what is wanted -----------------------------------------------------------------------------
 
     async def want(
-        self, workloads: Iterable[LocalWorkload], vip_cidrs: tuple[str, ...], steering: Preference = "auto"
+        self,
+        workloads: Iterable[LocalWorkload],
+        vip_cidrs: tuple[str, ...],
+        steering: Preference = "auto",
+        balanced: tuple[BalancedPort, ...] = (),
     ) -> None:
         """These and no others. What is new or changed is brought up by `reconcile`."""
         self.vip_cidrs = vip_cidrs
+        try:
+            await self._loop.run_in_executor(self._executor, self.balancing.put, balanced)
+        except RedirectError as exc:
+            log(f"balancing by eBPF: {exc}", WARNING)
         wanted = {f"{item.namespace}/{item.name}": item for item in workloads}
         self.mechanisms.want(steering, {item.steering for item in wanted.values()})
         for key, pod in list(self.pods.items()):

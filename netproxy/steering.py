@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 from redirect import Mechanism, RedirectError, Scope
+from redirect.bpf import Balanced, Target
+from redirect.ebpf import balance
 from redirect.probe import Choice, Preference, choose
 from redirect.unsteered import Unsteered
 from redirect.wanted import MECHANISMS
 from redirect.watch import Watch
 
+from .config.balanced import BalancedPort
 from .config.snapshot import Traffic
 from .log import WARNING, log
 
@@ -93,6 +96,34 @@ class Mechanisms:
     def look_for(self, known: Mechanism | None) -> tuple[Mechanism, ...]:
         """Whose rules of ours there may be: all of them, unless we know that only `known` has."""
         return (known,) if known is not None else MECHANISMS
+
+
+class Balancing:
+    """The service ports whose connections eBPF balances where they are made, and which of them it can't have."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._wanted: tuple[BalancedPort, ...] | None = None
+        """None: nobody has said yet, and what a predecessor wanted is in force."""
+        self.failed: dict[tuple[str, int], str] = {}
+        """By address and port. Their connections come to the proxy."""
+
+    def put(self, wanted: tuple[BalancedPort, ...]) -> None:
+        """These and no others. Blocks. RedirectError."""
+        if wanted == self._wanted:
+            return
+        services, failed = [], {}
+        for port in wanted:
+            targets = tuple(Target(host, number) for host, number in port.endpoints)
+            try:
+                services.append(Balanced(port.address, port.port, targets, port.affinity))
+            except RedirectError as exc:
+                failed[port.address, port.port] = str(exc)
+        failed |= balance(self._node, services)
+        for place, why in failed.items():
+            if self.failed.get(place) != why:
+                log(f"{place[0]} port {place[1]} is not balanced where connections are made: {why}", WARNING)
+        self._wanted, self.failed = wanted, failed
 
 
 class Looks:

@@ -20,11 +20,11 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from redirect.bpf import Count, Hooks, Key, Listener, Proxy, Workload, bpffs, clean, layout, syscall
+from redirect.bpf import Balanced, Count, Hooks, Key, Listener, Proxy, Workload, bpffs, clean, layout, syscall
 from redirect.bpf.pins import is_attached, place_of
 from redirect.bpf.programs import HOOKS
 from redirect.entries import listing
@@ -53,6 +53,10 @@ class Entries:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._hooks: dict[str, Hooks] = {}
+        self._balanced: dict[str, dict[tuple[str, int], Balanced]] = {}
+        """By node, what is wanted; None yet: what is in the maps stays."""
+        self._unbalanced: dict[str, dict[tuple[str, int], str]] = {}
+        """Which of them could not be had, and why."""
         self._placed: dict[tuple[str, int], _Placed] = {}
 
     def tables(self, node: str) -> list[Table]:
@@ -141,6 +145,34 @@ class Entries:
             clean(node)
             return True
 
+    def balance(self, node: str, services: Iterable[Balanced]) -> dict[tuple[str, int], str]:
+        """These and no others, now or when there are hooks. Why, for those that can't: they are the proxy's."""
+        with self._lock:
+            before = self._balanced.get(node)
+            wanted = self._balanced[node] = {(service.address, service.port): service for service in services}
+            hooks = self._hooks.get(node)
+            if hooks is not None and wanted != before:
+                self._settle_balanced(node, hooks, before or {})
+            return dict(self._unbalanced.get(node, {}))
+
+    def _settle_balanced(self, node: str, hooks: Hooks, before: Mapping[tuple[str, int], Balanced]) -> None:
+        """`before`: what is in the maps already, with all of its endpoints."""
+        wanted = self._balanced.get(node)
+        if wanted is None:
+            return
+        earlier, failed = self._unbalanced.get(node, {}), dict[tuple[str, int], str]()
+        self._unbalanced[node] = failed
+        for place in hooks.balanced().keys() - wanted.keys():
+            hooks.unbalance(*place)
+        for place, service in wanted.items():
+            if before.get(place) == service and place not in earlier:
+                continue
+            try:
+                hooks.balance(service)
+            except RedirectError as exc:
+                failed[place] = str(exc)
+                hooks.unbalance(*place)
+
     def counters(self, node: str, number: int) -> dict[Count, int]:
         """Of the namespace with that cookie, since it was enrolled; {} when it is not. Never waits."""
         hooks = self._hooks.get(node)
@@ -157,6 +189,7 @@ class Entries:
             # What was in the maps may be gone: each is to be placed again, and its listeners are.
             self._placed = {key: placed for key, placed in self._placed.items() if key[0] != node}
         hooks = self._hooks[node] = Hooks.open(node)
+        self._settle_balanced(node, hooks, {})
         for key in hooks.enrolled():
             if key.kind == "pod" and (node, key.number) not in self._placed:
                 path = _place(node) / f"inbound_{key.number}"
@@ -191,6 +224,12 @@ ENTRIES = Entries()
 def release(node: str) -> bool:
     """Take the node's hooks off and all that is pinned; False: somebody is enrolled, so they stay. RedirectError."""
     return ENTRIES.release(node)
+
+
+def balance(node: str, services: Iterable[Balanced]) -> dict[tuple[str, int], str]:
+    """Services whose connections are balanced where they are made, by all workloads that the node steers by eBPF: these
+    and no others. By address and port, why some could not be had. RedirectError."""
+    return ENTRIES.balance(node, services)
 
 
 def counters(node: str, number: int) -> dict[str, int]:

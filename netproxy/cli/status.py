@@ -34,6 +34,10 @@ def _policy(item: dict[str, Any]) -> str:
     return declared if in_force in ("", declared) else f"{declared} (in force: {in_force})"
 
 
+def _balanced(port: dict[str, Any], mechanism: str) -> str:
+    return ", balanced by eBPF" if mechanism == "ebpf" and not port["needs_proxy"] else ""
+
+
 def _print(found: dict[str, Any]) -> None:
     out = console()
     out.print(
@@ -102,7 +106,10 @@ def _print(found: dict[str, Any]) -> None:
     out.print(processes)
     services = Table("service", "virtual addresses", "ports")
     for item in found["services"]:
-        ports = [f"{p['port']}/{p['protocol']} {p['ready']}/{p['endpoints']} ready" for p in item["ports"]]
+        ports = [
+            f"{p['port']}/{p['protocol']} {p['ready']}/{p['endpoints']} ready{_balanced(p, steering['mechanism'])}"
+            for p in item["ports"]
+        ]
         services.add_row(item["service"], " ".join(item["vips"]), ", ".join(ports))
     out.print(services)
     bad = [

@@ -82,7 +82,7 @@ class ServiceSpec(Model):
     cluster_ips: Annotated[Items[str], Field(alias="clusterIPs", max_length=2)] = ()
     """The virtual addresses of both families; the first is `clusterIP`."""
     session_affinity: Literal["None", "ClientIP"] = "None"
-    """Has no effect; ClientIP gives a warning."""
+    """`ClientIP` has an effect where eBPF balances the connections of opaque TCP, and gives a warning."""
     internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
     """Has no effect; Local gives a warning."""
     allocate_load_balancer_node_ports: Ignored = None

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from ..addr import ServiceKey, SpiffeId, WorkloadKey, spiffe_id
 from ..errors import ConfigError
+from .balanced import BalancedPort, balanced_ports
 from .external import Mesh, accept_external, external_shard, is_within, named_hosts
 from .fields import FailurePolicy, SteeringPreference
 from .kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
@@ -107,6 +108,8 @@ class Snapshot:
     statuses: Mapping[str, ObjectStatus]
     rejected: tuple[ConfigError, ...]
     steering: SteeringPreference = "auto"
+    balanced: tuple[BalancedPort, ...] = ()
+    """Where connections are steered by eBPF, these don't come to the proxy."""
     kept: tuple[str, ...] = ()
     """Objects whose last good version is in force, since the present one can't be used."""
 
@@ -214,6 +217,14 @@ class _Build:
             statuses=MappingProxyType(self.say.finish()),
             rejected=tuple(self.say.rejected),
             steering=self.config.steering,
+            balanced=balanced_ports(
+                (shard for shard in shards.values() if isinstance(shard, ServiceShard)),
+                {
+                    key
+                    for key, service in self.services.items()
+                    if service.obj.resource.spec.session_affinity == "ClientIP"
+                },
+            ),
         )
 
     @property
@@ -406,7 +417,8 @@ class _Build:
     def ports(self, obj: Object[Service]) -> dict[int, PortParts]:
         spec = obj.resource.spec
         if spec.session_affinity != "None":
-            self.say.warn(obj, "Ignored", f"sessionAffinity {spec.session_affinity} has no effect")
+            text = f"sessionAffinity {spec.session_affinity} has no effect but where eBPF balances opaque TCP"
+            self.say.warn(obj, "Ignored", text)
         if spec.internal_traffic_policy != "Cluster":
             self.say.warn(obj, "Ignored", f"internalTrafficPolicy {spec.internal_traffic_policy} has no effect")
         found: dict[int, PortParts] = {}

@@ -220,7 +220,8 @@ def test_what_a_service_asks_in_vain_is_told() -> None:
     assert said(snapshot, "Service shop/web", "Warning") == (
         "True",
         "Ignored",
-        "sessionAffinity ClientIP has no effect; internalTrafficPolicy Local has no effect",
+        "sessionAffinity ClientIP has no effect but where eBPF balances opaque TCP; "
+        "internalTrafficPolicy Local has no effect",
     )
 
 
