@@ -527,7 +527,7 @@ _compiled = {"instructions": ""}
 
 
 def _run_loader(node: str, mount: Path, cgroup: Path) -> None:
-    command = [sys.executable, "-m", "redirect.bpf.loader", node, str(mount), str(cgroup)]
+    command = [sys.executable, "-P", "-m", "redirect.bpf.loader", node, str(mount), str(cgroup)]
     step = "load hooks"
     try:
         given = _compiled["instructions"]

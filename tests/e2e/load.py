@@ -82,9 +82,14 @@ def ruleset(pod: Pod) -> str:
     return pod.run("nft", "-a", "list", "ruleset").stdout
 
 
+def rules(pod: Pod) -> list[str]:
+    """Tables of nftables."""
+    return re.findall(r"^table inet (\S+)", pod.run("nft", "list", "ruleset").stdout, re.MULTILINE)
+
+
 def tables(pod: Pod) -> list[str]:
-    """What steers it: of nftables, or the nodes that have an entry of eBPF."""
-    return re.findall(r"^table inet (\S+)", pod.run("nft", "list", "ruleset").stdout, re.MULTILINE) + entries(pod)
+    """What steers it: of nftables, or the nodes that have an entry of eBPF, which stays there without an agent."""
+    return rules(pod) + entries(pod)
 
 
 def entries(pod: Pod) -> list[str]:

@@ -17,7 +17,7 @@ from examples.stage import Pod, wait_for
 from netproxy.identity.ca import CertificateAuthority
 from netproxy.identity.spiffe import SpiffeId
 from netproxy.identity.svid import SvidStore, issue_svid
-from tests.e2e.load import VIP, Attempt, Scene, listeners, ruleset, tables, vip_routes
+from tests.e2e.load import VIP, Attempt, Scene, listeners, rules, ruleset, tables, vip_routes
 from tests.e2e.mesh import NAMESPACE, HttpClient, Mesh, get
 
 MeshOf = Callable[..., Mesh]
@@ -278,7 +278,7 @@ def test_without_workers_open_is_released_and_put_back(mesh_of: MeshOf) -> None:
 
             wait_for(told, "status and health to say so")
             kill()
-            assert tables(client) == []
+            assert rules(client) == []
             assert listeners(client) == []
             direct = time.monotonic()
             load.wait_ok(20, since=direct, via=("proxy", "direct"))
@@ -363,7 +363,7 @@ def test_a_killed_agent_leaves_open_workloads_direct(mesh_of: MeshOf) -> None:
         gap_s = max((a.begin for a in late), default=died) - died
         print(f"the last failed attempt began {1000 * gap_s:.1f} ms after the death; {len(late)} in all")
         assert all(a.begin <= died + RELEASE_S for a in late), (died, late)
-        assert tables(client) == []
+        assert rules(client) == []
         # A new agent puts order back by itself.
         agent.start()
         agent.wait_steered()
@@ -395,7 +395,7 @@ def test_a_mesh_client_of_a_killed_agent_gets_503_never_plaintext(mesh_of: MeshO
     scene.mesh.start()
     assert get(scene.client, VIP, "/x").status == 200
     kill_all(scene.mesh.agents[1])
-    wait_for(lambda: not tables(scene.server), "the table to go")
+    wait_for(lambda: not rules(scene.server) and not listeners(scene.server), "the table and the listeners to go")
     served = scene.served()
     answer = get(scene.client, VIP, "/x")
     assert (answer.status, answer.get("x-netproxy-reason")) == (503, "UF")

@@ -112,7 +112,7 @@ def test_nothing_is_executed_from_the_current_folder(mesh_of: MeshOf, tmp_path: 
     agent = mesh.agents[0]
     hostile, proof = tmp_path / "hostile", tmp_path / "proof"
     hostile.mkdir()
-    for module in ("selectors", "uvloop", "pydantic", "netproxy"):
+    for module in ("selectors", "uvloop", "pydantic", "netproxy", "redirect", "bcc"):
         (hostile / f"{module}.py").write_text(f"open({str(proof)!r}, 'a').write({module!r})\nraise SystemExit(3)\n")
     script = Path(sys.executable).parent / "netproxy"
     assert script.exists(), "the console script is installed"
