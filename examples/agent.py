@@ -61,7 +61,7 @@ class Agent:
         self.process.wait()
         self.stage.processes.remove(self.process)
         self.process = None
-        wait_for(lambda: not any(_alive(pid) for pid in pids), "the killed processes to be gone")
+        wait_for(lambda: not any(alive(pid) for pid in pids), "the killed processes to be gone")
 
     def pids(self, role: str) -> list[int]:
         """Of ``brain`` or ``worker``, those that are ready."""
@@ -124,7 +124,7 @@ class Agent:
         return total
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")

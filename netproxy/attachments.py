@@ -101,6 +101,7 @@ class Attachments:
                 "owned": item.owner is not None,
                 "policy": item.policy,
                 "slots": sorted(item.listeners),
+                "ports": [item.spec["outbound_port"], item.spec["inbound_port"], item.spec.get("dns_port", 0)],
                 **_ns_id(item),
             }
             for key, item in self.by_key.items()

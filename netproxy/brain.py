@@ -423,6 +423,7 @@ class Brain:
                     if pod.want.identity in self.certificates.svids
                     else None,
                     "netns": pod.want.netns,
+                    "cgroup": str(pod.cgroup or ""),
                 }
                 for key, pod in sorted(self.workloads.pods.items())
             ],

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class Entry(TypedDict):
     netns: str
     dev: int
     ino: int
+    cgroup: NotRequired[int]
+    """Its id, of a service of the host."""
 
 
 class Journal:

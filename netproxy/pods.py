@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import time
@@ -24,11 +25,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
 from redirect.bpf import Listener
 from redirect.ebpf import counters, release
+from redirect.host import OWN_NETNS, enrol, withdraw
+from redirect.host import counters as host_counters
 from redirect.netns import netns_cookie, open_netns
 from redirect.probe import Preference, choose
 from redirect.unsteered import Unsteered, unsteered
@@ -37,7 +41,8 @@ from .addr import SpiffeId
 from .config.balanced import BalancedPort
 from .config.snapshot import LocalWorkload, Traffic
 from .errors import IdentityError, NetproxyError
-from .journal import Journal
+from .hosts import HostPorts, absence, find
+from .journal import Entry, Journal
 from .log import WARNING, log
 from .settings import NodeSettings
 from .steering import Balancing, Looks, Mechanisms, Vigil, scope_of
@@ -53,6 +58,8 @@ _DIALLED_S = 0.1
 _BRING_UPS = 32
 """Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
 _THREADS = 8
+_UNIT_S = 2.0
+"""Between two questions to systemd about a unit that does not run."""
 """Calls into namespaces at the same time. libnftables itself does one command at a time."""
 
 _T = TypeVar("_T")
@@ -88,7 +95,11 @@ class Pod:
     undropped: str = ""
     """Why rules of before are still there."""
     cookie: int = 0
-    """By which eBPF knows the namespace."""
+    """By which eBPF knows the namespace, or the cgroup of a service of the host."""
+    cgroup: Path | None = None
+    """Of a service of the host, once it was found."""
+    ports: Ports | None = None
+    """Where its proxy listens, in a namespace where others may too; else those of the settings."""
     vigil: Vigil = field(default_factory=Vigil)
     check_at: float = 0.0
     repairs: int = 0
@@ -139,6 +150,7 @@ class Pods:
         self.mechanisms = Mechanisms(partial(choose, node=settings.node))
         self.balancing = Balancing(settings.node)
         self._looks = Looks()
+        self._host_ports = HostPorts(settings)
 
     # -- what is wanted -----------------------------------------------------------------------------
 
@@ -158,7 +170,7 @@ class Pods:
         wanted = {f"{item.namespace}/{item.name}": item for item in workloads}
         self.mechanisms.want(steering, {item.steering for item in wanted.values()})
         for key, pod in list(self.pods.items()):
-            if key not in wanted or wanted[key].netns != pod.want.netns:
+            if key not in wanted or _place(wanted[key]) != _place(pod.want):
                 await self._release(pod)
                 del self.pods[key]
         for key, item in wanted.items():
@@ -178,8 +190,11 @@ class Pods:
         left: dict[str, Any] = {**self._journal.entries, **attached}
         for key, place in left.items():
             pod = self.pods.get(key)
-            if pod is None or _ns_of(pod.want.netns) != (place["dev"], place["ino"]):
+            if pod is None or _ns_of(_netns(pod.want)) != (place["dev"], place["ino"]):
                 await self._forget(key)
+            elif not pod.want.netns and len(place.get("ports", ())) == 3:
+                outbound, inbound, dns = place["ports"]
+                pod.ports = Ports(outbound, inbound, dns or inbound + 1)
 
     def resteer(self, workloads: Iterable[str], *, released: bool) -> None:
         """The supervisor let go of their rules since no worker ran (`released`), or now a worker runs again."""
@@ -199,7 +214,7 @@ class Pods:
         """Namespaces that went: what we hold keeps their veth alive. Waits for nobody, also during a drain."""
         while not self._link.ended.done():
             for pod in list(self.pods.values()):
-                if pod.netns_fd >= 0 and _ns_of(pod.want.netns) != pod.ns_id:
+                if pod.netns_fd >= 0 and _ns_of(str(pod.cgroup or pod.want.netns)) != pod.ns_id:
                     self._lost(pod)
                     self._link.wake.set()
             await asyncio.sleep(RECONCILE_S)
@@ -300,6 +315,8 @@ class Pods:
 
     async def _open(self, pod: Pod, epoch: int) -> bool:
         """False: it does not exist yet."""
+        if not pod.want.netns:
+            return await self._open_host(pod, epoch)
         if not os.path.exists(pod.want.netns):
             pod.set("absent", f"{pod.want.netns} does not exist yet")
             return False
@@ -311,6 +328,29 @@ class Pods:
         pod.netns_fd, pod.ns_id, pod.cookie = fd, (stat.st_dev, stat.st_ino), cookie
         return True
 
+    async def _open_host(self, pod: Pod, epoch: int) -> bool:
+        entry = self._journal.entries.get(_key(pod))
+        before = entry.get("cgroup", 0) if entry is not None else 0
+        found = await self._loop.run_in_executor(self._executor, find, pod.want, self.settings.node, before)
+        if found is not None and pod.epoch != epoch:
+            os.close(found.netns_fd)
+            raise _Superseded
+        if found is None:
+            pod.set("absent", absence(pod.want))
+            pod.retry_at = time.monotonic() + (_UNIT_S if pod.want.unit else 0.0)
+            return False
+        pod.cgroup, pod.netns_fd, pod.ns_id, pod.cookie = found
+        return True
+
+    def _ports(self, pod: Pod) -> Ports:
+        """Where its proxy listens."""
+        settings = self.settings
+        if pod.want.netns:
+            return Ports(settings.outbound_port, settings.inbound_port, settings.dns_port)
+        if pod.ports is None:
+            pod.ports = self._host_ports.take(other.ports for other in self.pods.values())
+        return pod.ports
+
     async def _failed(self, pod: Pod, epoch: int, exc: Exception) -> None:
         """Tried again soon. Until then nothing may pass that the policy does not let pass."""
         detail = str(exc) or type(exc).__name__
@@ -320,7 +360,7 @@ class Pods:
             elif pod.netns_fd >= 0 and self.policy_in_force(pod) == "closed":
                 # Its policy is open now, and only what we put there for the old one stands in its way; or what can't
                 # be open.
-                await self._inside(pod, epoch, remove, self.settings.node)
+                await self._remove(pod, epoch)
                 pod.policy, pod.generation, pod.mechanism = "", 0, None
         except _Superseded:
             return
@@ -357,7 +397,7 @@ class Pods:
         by nobody."""
         if pod.epoch != epoch:
             raise _Superseded
-        if pod.vigil.watch is None:
+        if pod.vigil.watch is None and pod.cgroup is None:  # of the host too much would be heard
             pod.vigil.open(pod.netns_fd, self.settings.node, lambda: self._heard(pod))
         pod.vigil.good_at = time.monotonic()
         await self._check(pod, epoch)
@@ -402,6 +442,8 @@ class Pods:
             pod.vigil.hear_again(lambda: self._heard(pod))
 
     async def _unsteered(self, pod: Pod, epoch: int) -> Unsteered:
+        if pod.cgroup is not None:
+            return Unsteered(0, ())  # connections of the host don't tell whose they are
         desired = self._steering(pod, pod.policy, enabled=True)
         return await self._inside(pod, epoch, unsteered, desired)
 
@@ -423,7 +465,11 @@ class Pods:
         return f", in force {in_force}: rules of {pod.mechanism} stay until removed"
 
     def _journal_add(self, pod: Pod) -> None:
-        self._journal.add(_key(pod), {"netns": pod.want.netns, "dev": pod.ns_id[0], "ino": pod.ns_id[1]})
+        entry: Entry = {"netns": _netns(pod.want), "dev": pod.ns_id[0], "ino": pod.ns_id[1]}
+        if pod.cgroup is not None:
+            stat = os.fstat(pod.netns_fd)
+            entry = {"netns": OWN_NETNS, "dev": stat.st_dev, "ino": stat.st_ino, "cgroup": pod.cookie}
+        self._journal.add(_key(pod), entry)
 
     def _captures(self, pod: Pod) -> bool:
         return pod.want.dns_capture and self.settings.dns_port != 0
@@ -432,20 +478,24 @@ class Pods:
         """Listeners, before any rule. Those for names only if `dns` is true."""
         pod.set("attaching", "waiting for listeners")
         self._journal_add(pod)
+        ports = self._ports(pod)
         reply = await self._link.ask(
             "attach",
             (pod.netns_fd,),
             workload=_key(pod),
             families=sorted(pod.families),
             dial_families=sorted(pod.dial_families),
-            outbound_port=self.settings.outbound_port,
-            inbound_port=self.settings.inbound_port,
-            dns_port=self.settings.dns_port if dns else 0,
+            outbound_port=ports.outbound,
+            inbound_port=ports.inbound,
+            dns_port=ports.dns if dns else 0,
             policy=pod.want.failure_policy,
         )
         if pod.epoch != epoch:
             raise _Superseded
         if reply["error"]:
+            if pod.ports is not None and os.strerror(errno.EADDRINUSE) in reply["error"]:
+                self._host_ports.refuse(pod.ports)  # somebody else's: others are tried next
+                pod.ports = None
             raise RedirectError(reply["error"])
         pod.set("steering", "putting the rules there")
 
@@ -476,7 +526,11 @@ class Pods:
         look_for = self.mechanisms.look_for(mechanism if is_alone else None)
         listeners = await self._listeners(pod) if hand and mechanism == "ebpf" else []
         try:
-            applied = await self._inside(pod, epoch, steer, desired, None, look_for, listeners)
+            if pod.cgroup is not None:
+                changed = await self._inside(pod, epoch, enrol, pod.cgroup, desired, listeners)
+                applied = Applied(None, 1, changed)
+            else:
+                applied = await self._inside(pod, epoch, steer, desired, None, look_for, listeners)
         finally:
             # As long as we have one, its queue would take connections that nobody serves.
             for listener in listeners:
@@ -513,20 +567,21 @@ class Pods:
     def counters(self, pod: Pod) -> dict[str, int]:
         """What became of its connections, where the mechanism counts them. Since it was steered by it."""
         try:
-            return counters(self.settings.node, pod.cookie) if pod.mechanism == "ebpf" else {}
+            of = host_counters if pod.cgroup is not None else counters
+            return of(self.settings.node, pod.cookie) if pod.mechanism == "ebpf" else {}
         except RedirectError:
             return {}
 
     def _steering(self, pod: Pod, policy: str, *, enabled: bool) -> Steering:
-        settings = self.settings
+        settings, ports = self.settings, self._ports(pod)
         return Steering(
             node=settings.node,
             families=frozenset(4 if f == 4 else 6 for f in pod.families),
             failure_policy="closed" if policy == "closed" else "open",
             ports=Ports(
-                outbound=settings.outbound_port,
-                inbound=settings.inbound_port,
-                dns=settings.dns_port if self._captures(pod) else None,
+                outbound=ports.outbound,
+                inbound=ports.inbound,
+                dns=ports.dns if self._captures(pod) else None,
             ),
             mark=settings.mark,
             mask=settings.mark_mask,
@@ -545,21 +600,34 @@ class Pods:
         pod.vigil.close()
         if pod.mechanism == "ebpf" and pod.netns_fd >= 0:
             # What is not in the namespace does not go with it.
-            self._link.spawn(self._withdraw(os.dup(pod.netns_fd)))
+            self._link.spawn(self._withdraw(os.dup(pod.netns_fd), pod.cookie if pod.cgroup is not None else 0))
         pod.mechanism = None
         self._link.send("detach", workload=key)
         if pod.netns_fd >= 0:
             os.close(pod.netns_fd)
         pod.netns_fd, pod.ns_id, pod.generation, pod.retry_at, pod.policy, pod.dns = -1, (0, 0), 0, 0.0, "", False
+        gone = f"cgroup {pod.cgroup}" if pod.cgroup is not None else pod.want.netns
         if pod.state != "absent":
-            log(f"{key}: its namespace is gone")
-        pod.set("absent", f"{pod.want.netns} was deleted")
+            log(f"{key}: its {'namespace' if pod.want.netns else 'cgroup'} is gone")
+        pod.cgroup = None
+        pod.set("absent", f"{gone} was deleted")
         pod.failure = ""
         self._journal.remove(key)
 
-    async def _withdraw(self, netns_fd: int) -> None:
+    async def _remove(self, pod: Pod, epoch: int) -> None:
+        """Rules off, by no policy."""
+        if pod.cgroup is None:
+            await self._inside(pod, epoch, remove, self.settings.node)
+        else:
+            await self._inside(pod, epoch, lambda _, *arguments: withdraw(*arguments), self.settings.node, pod.cookie)
+
+    async def _withdraw(self, netns_fd: int, cgroup: int) -> None:
+        """`cgroup`: its id, of a service of the host; else 0."""
         try:
-            await self._loop.run_in_executor(self._executor, remove, netns_fd, self.settings.node)
+            if cgroup:
+                await self._loop.run_in_executor(self._executor, withdraw, self.settings.node, cgroup)
+            else:
+                await self._loop.run_in_executor(self._executor, remove, netns_fd, self.settings.node)
         except RedirectError as exc:
             log(f"what steered a namespace that is gone can't be removed: {exc}", WARNING)
         finally:
@@ -573,7 +641,7 @@ class Pods:
         if pod.netns_fd < 0:
             return
         with contextlib.suppress(RedirectError, OSError, _Superseded):
-            await self._inside(pod, pod.epoch, remove, self.settings.node)
+            await self._remove(pod, pod.epoch)
         if pod.netns_fd < 0:
             return  # deleted meanwhile
         self._link.send("own", workload=key)
@@ -585,7 +653,10 @@ class Pods:
 
     async def _forget(self, key: str) -> None:
         entry = self._journal.entries.get(key)
-        if entry is not None and _ns_of(entry["netns"]) == (entry["dev"], entry["ino"]):
+        if entry is not None and (cgroup := entry.get("cgroup", 0)):
+            with contextlib.suppress(RedirectError):
+                await self._loop.run_in_executor(self._executor, withdraw, self.settings.node, cgroup)
+        elif entry is not None and _ns_of(entry["netns"]) == (entry["dev"], entry["ino"]):
             with contextlib.suppress(RedirectError, OSError):
                 fd = await self._loop.run_in_executor(self._executor, open_netns, entry["netns"])
                 try:
@@ -632,7 +703,7 @@ class Pods:
         async def clean(pod: Pod) -> None:
             if pod.netns_fd >= 0 and pod.policy != "closed":
                 try:
-                    await self._inside(pod, pod.epoch, remove, self.settings.node)
+                    await self._remove(pod, pod.epoch)
                     self._journal.remove(_key(pod))
                 except _Superseded:
                     pass
@@ -654,6 +725,16 @@ def _open(path: str) -> tuple[int, int]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _netns(want: LocalWorkload) -> str:
+    """The path of the namespace that it is in."""
+    return want.netns or OWN_NETNS
+
+
+def _place(want: LocalWorkload) -> tuple[str, str, str]:
+    """Where it is attached."""
+    return want.netns, want.cgroup, want.unit
 
 
 def _key(pod: Pod) -> str:

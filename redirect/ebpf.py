@@ -20,7 +20,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +137,7 @@ class Entries:
     def release(self, node: str) -> bool:
         """False: somebody is enrolled, so the hooks stay."""
         with self._lock:
-            if any(_numbers(place) for place in bpffs.sets(node)):
+            if any(_numbers(place, kind) for place in bpffs.sets(node) for kind in ("pods", "cgroups")):
                 return False
             hooks = self._hooks.pop(node, None)
             if hooks is not None:
@@ -173,10 +173,15 @@ class Entries:
                 failed[place] = str(exc)
                 hooks.unbalance(*place)
 
-    def counters(self, node: str, number: int) -> dict[Count, int]:
-        """Of the namespace with that cookie, since it was enrolled; {} when it is not. Never waits."""
+    def change(self, node: str, work: Callable[[Hooks], bool]) -> bool:
+        """For what is no namespace's: one at a time, with hooks that are whole."""
+        with self._lock:
+            return work(self._opened(node))
+
+    def counters(self, node: str, key: Key) -> dict[Count, int]:
+        """Since it was enrolled; {} when it is not. Never waits."""
         hooks = self._hooks.get(node)
-        return hooks.counters(Key("pod", number)) if hooks is not None else {}
+        return hooks.counters(key) if hooks is not None else {}
 
     def _opened(self, node: str) -> Hooks:
         """Loaded and attached, also when somebody has taken a part of it away."""
@@ -200,11 +205,13 @@ class Entries:
     def _may_retire(self, node: str) -> bool:
         """All who are enrolled in the maps of an earlier layout, and still there, are enrolled in the present ones."""
         earlier = [place for place in bpffs.sets(node) if place != _place(node)]
+        present = set(_numbers(_place(node), "cgroups"))
         return bool(earlier) and all(
-            (node, number) in self._placed
+            present.issuperset(_numbers(place, "cgroups"))
+            and all(
+                (node, number) in self._placed for number in _numbers(place) if is_attached(place / f"inbound_{number}")
+            )
             for place in earlier
-            for number in _numbers(place)
-            if is_attached(place / f"inbound_{number}")
         )
 
     def _difference(self, node: str, key: Key, placed: _Placed) -> str:
@@ -235,7 +242,7 @@ def balance(node: str, services: Iterable[Balanced]) -> dict[tuple[str, int], st
 def counters(node: str, number: int) -> dict[str, int]:
     """Connections of the namespace with that cookie, by what became of them; {} when it is not steered by eBPF here.
     Takes microseconds. RedirectError."""
-    return {what.name.lower(): count for what, count in ENTRIES.counters(node, number).items()}
+    return {what.name.lower(): count for what, count in ENTRIES.counters(node, Key("pod", number)).items()}
 
 
 def fingerprint(node: str, number: int) -> bytes:
@@ -317,9 +324,9 @@ def _row(node: str, number: int) -> layout.Workload | None:
         os.close(fd)
 
 
-def _numbers(place: Path) -> list[int]:
-    """Cookies of all who are enrolled there."""
-    fd = _pods(place)
+def _numbers(place: Path, kind: str = "pods") -> list[int]:
+    """Cookies of all who are enrolled there, or ids of cgroups."""
+    fd = syscall.get(str(place / f"map_{kind}"))
     if fd is None:
         return []
     try:

@@ -72,11 +72,12 @@ ALLOWED: dict[str, set[str]] = {
     "dump": {"config", "errors"},
     "errors": set(),
     "holder": set(),
+    "hosts": PLAIN | {"config.snapshot"},
     "journal": {"errors"},
     "log": set(),
     "logfile": set(),
     "pattern": set(),
-    "pods": PLAIN | {"config.balanced", "config.snapshot", "journal", "steering"},
+    "pods": PLAIN | {"config.balanced", "config.snapshot", "hosts", "journal", "steering"},
     "resolvers": PLAIN | {"config.snapshot"},
     "settings": set(),
     "state": {"addr", "log"},
@@ -85,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "tcp": {"addr", "delivery", "errors", "stream"},
 }
 
-REDIRECT_USERS = ("netproxy.pods", "netproxy.steering", "netproxy.cli")
+REDIRECT_USERS = ("netproxy.pods", "netproxy.hosts", "netproxy.steering", "netproxy.cli")
 """Modules and packages of netproxy that may steer."""
 
 SUPERVISOR_LOADS = {

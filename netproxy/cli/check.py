@@ -203,8 +203,8 @@ def _told(status: dict[str, Any]) -> list[Finding]:
 def _ways_out(status: dict[str, Any]) -> Iterator[Finding]:
     """A connection out of each steered workload: rules of others may be in the way of ours."""
     for item in status["workloads"]:
-        if item["state"] != "steered" or os.geteuid() != 0:
-            continue
+        if item["state"] != "steered" or os.geteuid() != 0 or not item["netns"]:
+            continue  # of a service of the host only its own processes are steered
         try:
             fd = open_netns(item["netns"])
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -23,7 +24,6 @@ from .fields import (
     Model,
     MtlsMode,
     NodeName,
-    NotYet,
     ObjectMeta,
     Port,
     PortKey,
@@ -47,22 +47,49 @@ MESH_API = "netproxy.mesh/v1alpha1"
 # --- Workload
 
 
+_is_unit = re.compile(r"[A-Za-z0-9:_.\\@-]{1,200}\.(?:service|scope|slice)").fullmatch
+
+
+def _unit(name: str) -> str:
+    if not _is_unit(name):
+        raise ValueError('must be the name of a unit such as "reviews.service"')
+    return name
+
+
 def _netns(path: str) -> str:
     if not path.startswith("/") or posixpath.normpath(path) != path or "\0" in path or path.startswith("//"):
         raise ValueError('must be an absolute path without ".." or a "/" at its end')
     return path
 
 
+def _cgroup(path: str) -> str:
+    if _netns(path) == "/":
+        raise ValueError("the root is everybody's")
+    return path
+
+
 class Attach(Model):
+    """One of them. A cgroup or a unit is a service of the host: it lives in the agent's own network namespace, which it
+    need not have for itself, and is steered by eBPF only."""
+
     netns: Annotated[str, AfterValidator(_netns)] | None = None
-    """The path of the workload's network namespace, such as `/run/netns/reviews`; required. It may appear later."""
-    systemd_unit: NotYet = None
-    cgroup: NotYet = None
+    """The path of the workload's network namespace, such as `/run/netns/reviews`. It may appear later."""
+    systemd_unit: Annotated[str, AfterValidator(_unit)] | None = None
+    """The unit whose processes it is, such as `reviews.service`. It may be started later, and again."""
+    cgroup: Annotated[str, AfterValidator(_cgroup)] | None = None
+    """The path of its cgroup below the mount of cgroup2, such as `/machine.slice/reviews`. It may appear later."""
+
+    @property
+    def is_host(self) -> bool:
+        return self.netns is None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.netns is None:
-            raise problems((("netns",), "required: the path of the workload's network namespace"))
+        given = [name for name in ("netns", "systemd_unit", "cgroup") if getattr(self, name) is not None]
+        if not given:
+            raise problems((("netns",), "one of netns, systemdUnit and cgroup is required"))
+        if len(given) > 1:
+            raise problems(((given[1],), "the other one says already where it lives"))
         return self
 
 
@@ -143,7 +170,8 @@ class WorkloadSpec(Model):
     steering: SteeringPreference | None = None
     """How its traffic gets to the proxy. Left out: MeshConfig says. A change closes no connection."""
     ports: Annotated[Items[WorkloadPort], Field(max_length=1000)] = ()
-    """What it listens on. Only ports that something is to be said about need to be named."""
+    """What it listens on. Only ports that something is to be said about need to be named; of a service of the host (see
+    `attach`) all that shall be steered, since others on the host may listen on the rest."""
     dns: WorkloadDns = WorkloadDns()
     """Who answers the names that it asks for."""
     traffic: WorkloadTraffic = WorkloadTraffic()
@@ -154,6 +182,8 @@ class WorkloadSpec(Model):
         found = below("addresses", twice(list(self.addresses)))
         found += below("ports", twice([p.port for p in self.ports], "port"))
         found += below("ports", twice([p.name or None for p in self.ports], "name"))
+        if self.attach is not None and self.attach.is_host and self.steering in ("nftables", "iptables"):
+            found.append((("steering",), "a service of the host is steered by eBPF only"))
         if found:
             raise problems(*found)
         return self

@@ -186,6 +186,8 @@ class WorkloadShard:
     protocols: dict[int, AppProtocol] = field(default_factory=dict)
     nameservers: tuple[str, ...] = ()
     """Of a local one: addresses of the resolvers that get what is no name of the mesh, in order of preference."""
+    host_ports: tuple[int, ...] | None = None
+    """Of a service of the host those that come to its proxy: others at its addresses are somebody else's. None: all."""
     trusted_nameservers: tuple[str, ...] = ()
     """Those of them that the workload did not choose and can't be itself: where ``outboundPolicy: deny`` lets it go
     must not be its own word.

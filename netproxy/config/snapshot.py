@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar, cast
 
@@ -20,7 +20,7 @@ from .balanced import BalancedPort, balanced_ports
 from .external import Mesh, accept_external, external_shard, is_within, named_hosts
 from .fields import FailurePolicy, SteeringPreference
 from .kubernetes import EndpointSlice, HTTPRoute, Service, TCPRoute
-from .mesh import ExternalService, MeshConfig, MeshConfigSpec, PeerAuthentication, Workload, WorkloadTraffic
+from .mesh import Attach, ExternalService, MeshConfig, MeshConfigSpec, PeerAuthentication, Workload, WorkloadTraffic
 from .model import Object, Resource
 from .routes import PortParts, ServiceParts, attach_routes
 from .shard import (
@@ -86,12 +86,16 @@ class LocalWorkload:
     service_account: str
     addresses: tuple[str, ...]
     netns: str
+    """"" for a service of the host, which is a `cgroup` (path below the mount of cgroup2) or a systemd `unit`. Of its
+    `traffic` only the ports of `in_include_ports` come in, if any."""
     failure_policy: FailurePolicy
     traffic: Traffic = Traffic()
     steering: SteeringPreference = "auto"
     dns_capture: bool = True
     nameservers: tuple[str, ...] = ()
     """As declared in `Workload.dns`; () leaves it to the resolv.conf of the workload."""
+    cgroup: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,19 @@ class _Work:
     policy: str = ""
 
     def meshed(self, port: int) -> bool:
+        if self.host_ports is not None and port not in self.host_ports:
+            return False
         return self.obj.resource.spec.attach is not None and self.port_mtls.get(port, self.mtls) != "DISABLE"
+
+    @property
+    def host_ports(self) -> tuple[int, ...] | None:
+        """Of a service of the host those that come to its proxy: no other port of the host is ours to touch."""
+        spec = self.obj.resource.spec
+        if spec.attach is None or not spec.attach.is_host:
+            return None
+        into = spec.traffic.inbound
+        own = {port.port for port in spec.ports if port.port in into.include_ports or not into.include_ports}
+        return tuple(sorted(own - set(into.exclude_ports)))
 
     @property
     def known_protocols(self) -> dict[int, AppProtocol]:
@@ -288,11 +304,11 @@ class _Build:
     # --- workloads
 
     def take_workloads(self) -> None:
-        attached: dict[tuple[str, str], _Work] = {}
+        attached: dict[tuple[str, ...], _Work] = {}
         for obj in self.of(Workload):
             spec, meta = obj.resource.spec, obj.resource.metadata
             node = spec.node or self.context.node
-            place = (node, spec.attach.netns) if spec.attach and spec.attach.netns else None
+            place = (node, *_place(spec.attach)) if spec.attach else None
             errors = [
                 obj.error(f"{address} is the address of {first(owner.obj)}", "spec", "addresses", index)
                 for index, address in enumerate(spec.addresses)
@@ -304,7 +320,7 @@ class _Build:
                 if is_within(text, self.vip_networks)
             ]
             if place and (owner := attached.get(place)):
-                errors.append(obj.error(f"is attached already by {first(owner.obj)}", "spec", "attach", "netns"))
+                errors.append(obj.error(f"is attached already by {first(owner.obj)}", "spec", "attach", place[1]))
             if errors:
                 self.say.reject(obj, *errors)
                 continue
@@ -567,12 +583,16 @@ class _Build:
             port_mtls=work.port_mtls,
             protocols=dict(sorted(work.known_protocols.items())),
             nameservers=spec.dns.nameservers if work.local else (),
+            host_ports=work.host_ports,
         )
 
     def local_workloads(self) -> Iterable[LocalWorkload]:
         for key, work in sorted(self.works.items()):
             spec, meta = work.obj.resource.spec, work.obj.resource.metadata
-            if work.local and spec.attach and spec.attach.netns:
+            if work.local and spec.attach:
+                traffic, ports = _traffic(spec.traffic), work.host_ports
+                if ports is not None:
+                    traffic = replace(traffic, in_include_ports=ports, in_exclude_ports=())
                 yield LocalWorkload(
                     key=key,
                     namespace=meta.namespace,
@@ -580,13 +600,22 @@ class _Build:
                     identity=work.identity,
                     service_account=spec.service_account,
                     addresses=spec.addresses,
-                    netns=spec.attach.netns,
+                    netns=spec.attach.netns or "",
+                    cgroup=spec.attach.cgroup or "",
+                    unit=spec.attach.systemd_unit or "",
                     failure_policy=spec.failure_policy or self.config.failure_policy,
-                    traffic=_traffic(spec.traffic),
-                    steering=spec.steering or self.config.steering,
+                    traffic=traffic,
+                    steering="ebpf" if ports is not None else spec.steering or self.config.steering,
                     dns_capture=spec.dns.capture,
                     nameservers=spec.dns.nameservers,
                 )
+
+
+def _place(attach: Attach) -> tuple[str, str]:
+    """The field that says it, as it is written, and what it says."""
+    if attach.netns is not None:
+        return "netns", attach.netns
+    return ("cgroup", attach.cgroup) if attach.cgroup is not None else ("systemdUnit", attach.systemd_unit or "")
 
 
 def _traffic(spec: WorkloadTraffic) -> Traffic:

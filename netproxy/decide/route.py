@@ -253,7 +253,8 @@ class Tables:
         workload = self.workload_at(host)
         endpoint = Endpoint(host, port)
         if workload is not None:
-            meshed = workload.meshed and workload.port_mtls.get(port, workload.mtls) != "DISABLE"
+            meshed = workload.meshed and (workload.host_ports is None or port in workload.host_ports)
+            meshed = meshed and workload.port_mtls.get(port, workload.mtls) != "DISABLE"
             endpoint = Endpoint(
                 host,
                 port,
