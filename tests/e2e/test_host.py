@@ -67,6 +67,10 @@ class Lab:
         answer = get(self.far, HOST, "/x", port=port)
         return bool(answer.json()["meshed"]) if answer.status == 200 else None
 
+    def listeners(self) -> list[str]:
+        """Of the proxy, for the service."""
+        return [place for place in self.node.run("ss", "-Hltn").stdout.split() if ":151" in place]
+
     def assert_all(self) -> None:
         assert self.is_meshed()
         with in_cgroup(self.cgroup):
@@ -108,7 +112,7 @@ def test_a_service_is_steered_and_its_neighbours_are_not(mesh_of: MeshOf, cgroup
     # Gone from the configuration, it is let alone, and comes back.
     lab.mesh.drop("Workload", "backup")
     wait_for(lambda: not lab.is_meshed() and lab.serves(8080) is False, "it to be released")
-    assert not [port for port in lab.node.run("ss", "-Hltn").stdout.split() if ":151" in port]
+    assert not lab.listeners()
     lab.put(ports=[])
     lab.agent.wait_steered(KEY)
     assert lab.is_meshed()
@@ -143,7 +147,10 @@ def test_who_dies_and_what_the_policy_says(mesh_of: MeshOf, cgroup: Path, policy
     lab.assert_all()
     wait_for(lambda: lab.agent.is_steered() and brain not in lab.agent.pids("brain"), "another brain")
     lab.assert_all()
+    assert lab.listeners()
     lab.agent.kill_all()
+    # A dead process shows as such a moment before the last of its threads lets go of the sockets.
+    wait_for(lambda: not lab.listeners(), "the listeners to be closed")
     lab.assert_neighbours()
     if policy == "open":
         assert not lab.is_meshed()
