@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,28 @@ def no_cgroup() -> Iterator[None]:
     yield
 
 
+def end(cgroup: Path) -> None:
+    """The service, and its cgroup."""
+
+    def removed() -> bool:
+        for pid in (cgroup / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            cgroup.rmdir()
+        except OSError:  # the last of its processes is not quite gone
+            return False
+        return True
+
+    wait_for(removed, "the cgroup to be removed")
+
+
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     path = cgroup_root() / f"netproxy-e2e-{os.getpid()}"
     yield path
     if path.exists():
-        for pid in (path / "cgroup.procs").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
-        wait_for(lambda: not (path / "cgroup.procs").read_text(), "its processes to end")
-        path.rmdir()
+        end(path)
 
 
 def test_a_service_is_steered_and_its_neighbours_are_not(mesh_of: MeshOf, cgroup: Path) -> None:
@@ -125,10 +138,7 @@ def test_a_service_is_steered_and_its_neighbours_are_not(mesh_of: MeshOf, cgroup
 def test_its_cgroup_is_made_again(mesh_of: MeshOf, cgroup: Path) -> None:
     lab = Lab(mesh_of(), cgroup, ports=[])
     assert lab.is_meshed()
-    for pid in (cgroup / "cgroup.procs").read_text().split():
-        os.kill(int(pid), signal.SIGKILL)
-    wait_for(lambda: not (cgroup / "cgroup.procs").read_text(), "its processes to end")
-    cgroup.rmdir()
+    end(cgroup)
 
     def state() -> str:
         return next(item["state"] for item in lab.agent.status()["workloads"] if item["workload"] == KEY)
