@@ -167,12 +167,12 @@ class TcpStream(asyncio.Protocol, Stream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self._closing and not self._eof:
-            self._deliver_rest()
+            self._deliver_rest(exc)
         # uvloop's transport has no socket to reset any more.
         self._aborted = self._closing = True
         self._delivery.lost(exc)
 
-    def _deliver_rest(self) -> None:
+    def _deliver_rest(self, exc: Exception) -> None:
         """What came before the reset: when it is a write that fails, the loop does not read any more.
 
         So ends every upload that a server answers early and closes without reading it.
@@ -185,6 +185,10 @@ class TcpStream(asyncio.Protocol, Stream):
             except OSError:
                 return
             if not data:
+                if isinstance(exc, BrokenPipeError):
+                    # A reset behind the peer's end; without one it is ECONNRESET (tcp_reset), and b"" says nothing.
+                    self._eof = True
+                    self._delivery.eof()
                 return
             left -= len(data)
             self._delivery.target.data_received(data)

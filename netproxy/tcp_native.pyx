@@ -20,7 +20,7 @@ come unasked and would make the loop spin.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
 
 import asyncio
 import os
@@ -435,6 +435,8 @@ cdef class TcpStream(Stream):
         cdef Py_ssize_t i, count, total
         cdef bytes data
         cdef list queue = self._queue
+        if self._error is not None:
+            return 0  # the end of the turn in which it failed: `_failed` reads first
         while queue:
             count = len(queue)
             data = <bytes>queue[0]
@@ -549,16 +551,28 @@ cdef class TcpStream(Stream):
 
     def _failed(self):
         """What came before the reset is told first: so ends every upload that a server answers early."""
+        try:
+            self._read_rest()
+        except Exception as exc:
+            self.broken(exc)
+        if self._fd >= 0:
+            self._let_go(self._error)
+
+    cdef int _read_rest(self) except -1:
         cdef Py_ssize_t left = BUFFER
         cdef ssize_t n
         while left > 0 and self._fd >= 0 and self.delivery.ready and not self._eof:
             n = recv(self._fd, _buffer, left, MSG_DONTWAIT)
-            if n <= 0:
-                break
-            left -= n
-            self.delivery.target.data_received(PyBytes_FromStringAndSize(_buffer, n))
-        if self._fd >= 0:
-            self._let_go(self._error)
+            if n > 0:
+                left -= n
+                self.delivery.target.data_received(PyBytes_FromStringAndSize(_buffer, n))
+                continue
+            if n == 0 and self._error.errno == EPIPE:
+                # A reset behind the peer's end; without one it is ECONNRESET (tcp_reset), and 0 says nothing.
+                self._eof = True
+                self.delivery.eof()
+            break
+        return 0
 
     def broken(self, exc):
         """The sink raised: a bug, for the loop to report; the connection can't go on."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import select
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -521,6 +522,49 @@ def test_tcp_options_and_water_mark(loop: str) -> None:
         await sink.until_closed()
 
     run(loop, main)
+
+
+@loops
+@pytest.mark.parametrize("sizes", [[10], [5000], [10, 5000]], ids=["small", "large", "both"])
+@pytest.mark.parametrize("ended", [False, True], ids=["reset", "end and reset"])
+def test_what_came_before_a_write_that_fails_is_told(loop: str, sizes: list[int], ended: bool) -> None:
+    """At once when it is large, else at the end of the turn."""
+
+    async def main() -> None:
+        sock, peer = socket_pair()
+        stream = await connected(asyncio.get_running_loop(), sock, sink := Recorder(), high_water=1000)
+        with peer:
+            peer.send(b"answer")
+            if ended:
+                peer.shutdown(socket.SHUT_WR)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for size in sizes:
+            stream.write(bytes(size))
+        assert isinstance(await sink.until_closed(), OSError)
+        assert (sink.data, sink.eof) == (b"answer", ended)
+
+    run(loop, main)
+
+
+def test_an_owner_that_fails_in_what_came_before_loses_its_stream() -> None:
+    def fails(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        errors: list[object] = []
+        loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        sock, peer = socket_pair()
+        stream = await connected(loop, sock, sink := Recorder(fails), high_water=1000)
+        with peer:
+            peer.send(b"answer")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.write(bytes(5000))
+        await sink.until_closed()
+        assert [type(error) for error in errors] == [ZeroDivisionError]
+        loop.set_exception_handler(None)
+
+    run("native", main)
 
 
 @loops
