@@ -28,6 +28,8 @@ class Agent:
         self.run_root = stage.folder / "run"
         self.log = stage.folder / f"{node.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.under: list[str] = []
+        """A command that runs the agent."""
 
     @property
     def name(self) -> str:
@@ -44,7 +46,7 @@ class Agent:
             *("--state-root", str(self.stage.folder / "state"), "--workers", str(self.workers)),
             *("--drain", str(self.drain_s), *argv),
         )
-        self.process = self.node.start(*command, log=self.log.name, cwd=_ROOT)
+        self.process = self.node.start(*self.under, *command, log=self.log.name, cwd=_ROOT)
 
     def stop(self, timeout: float = 30.0) -> int:
         """SIGTERM, as systemd does. Its exit code."""

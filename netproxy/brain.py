@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -163,6 +163,7 @@ class Brain:
         self._versions = dict(self.children["shards"])
         self.state.make()
         self.spawn(self.workloads.watch())
+        self.spawn(self.workloads.balancing.keep())
         await self._configure()
         self.workloads.reconcile()
         await self.workloads.begun()
@@ -433,7 +434,11 @@ class Brain:
             | access_lines(self.arena),
             "identity_error": self.certificates.error,
             "state_error": self.state.error,
-            "services": [_service(s) for s in snapshot.shards.values() if isinstance(s, ServiceShard)]
+            "services": [
+                _service(s, self.workloads.balancing.failed)
+                for s in snapshot.shards.values()
+                if isinstance(s, ServiceShard)
+            ]
             if snapshot
             else [],
             "last_good": list(snapshot.kept) if snapshot else [],
@@ -442,7 +447,8 @@ class Brain:
         }
 
 
-def _service(shard: ServiceShard) -> dict[str, Any]:
+def _service(shard: ServiceShard, unbalanced: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """`unbalanced`: why, by address and port."""
     return {
         "service": f"{shard.namespace}/{shard.name}",
         "vips": list(shard.vips),
@@ -453,7 +459,8 @@ def _service(shard: ServiceShard) -> dict[str, Any]:
                 "endpoints": len(port.endpoints),
                 "ready": sum(endpoint.ready for endpoint in port.endpoints),
                 "rules": None if port.rules is None else len(port.rules),
-                "needs_proxy": why_proxied(port),
+                "needs_proxy": why_proxied(port)
+                or next((why for vip in shard.vips if (why := unbalanced.get((vip, port.port)))), ""),
             }
             for port in shard.ports
         ],

@@ -163,10 +163,7 @@ class Pods:
     ) -> None:
         """These and no others. What is new or changed is brought up by `reconcile`."""
         self.vip_cidrs = vip_cidrs
-        try:
-            await self._loop.run_in_executor(self._executor, self.balancing.put, balanced)
-        except RedirectError as exc:
-            log(f"balancing by eBPF: {exc}", WARNING)
+        await self.balancing.want(balanced)
         wanted = {f"{item.namespace}/{item.name}": item for item in workloads}
         self.mechanisms.want(steering, {item.steering for item in wanted.values()})
         for key, pod in list(self.pods.items()):

@@ -33,6 +33,7 @@ FULL_S = 20.0
 _BYPASSED_S = 2.0
 """Likewise while there are connections that bypass the proxy, so that status tells when they have ended."""
 _PROBE_AGAIN_S = 10.0
+_BALANCE_AGAIN_S = 1.0
 
 
 @dataclass(eq=False)
@@ -101,17 +102,36 @@ class Mechanisms:
 class Balancing:
     """The service ports whose connections eBPF balances where they are made, and which of them it can't have."""
 
-    def __init__(self, node: str) -> None:
-        self._node = node
+    def __init__(self, node: str, put: Callable[[str, list[Balanced]], dict[tuple[str, int], str]] = balance) -> None:
+        self._node, self._put = node, put
         self._wanted: tuple[BalancedPort, ...] | None = None
         """None: nobody has said yet, and what a predecessor wanted is in force."""
+        self._in_force: tuple[BalancedPort, ...] | None = None
+        self._one = asyncio.Lock()
         self.failed: dict[tuple[str, int], str] = {}
         """By address and port. Their connections come to the proxy."""
 
-    def put(self, wanted: tuple[BalancedPort, ...]) -> None:
-        """These and no others. Blocks. RedirectError."""
-        if wanted == self._wanted:
-            return
+    async def want(self, wanted: tuple[BalancedPort, ...]) -> None:
+        """These and no others. What fails as a whole is tried again by `keep`."""
+        self._wanted = wanted
+        await self._settle()
+
+    async def keep(self, pause_s: float = _BALANCE_AGAIN_S) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            await self._settle()
+
+    async def _settle(self) -> None:
+        async with self._one:
+            wanted = self._wanted
+            if wanted is None or wanted == self._in_force:
+                return
+            try:
+                await asyncio.to_thread(self._put_all, wanted)
+            except RedirectError as exc:
+                log(f"balancing by eBPF: {exc}", WARNING)
+
+    def _put_all(self, wanted: tuple[BalancedPort, ...]) -> None:
         services, failed = [], {}
         for port in wanted:
             targets = tuple(Target(host, number) for host, number in port.endpoints)
@@ -119,11 +139,11 @@ class Balancing:
                 services.append(Balanced(port.address, port.port, targets, port.affinity))
             except RedirectError as exc:
                 failed[port.address, port.port] = str(exc)
-        failed |= balance(self._node, services)
+        failed |= self._put(self._node, services)
         for place, why in failed.items():
             if self.failed.get(place) != why:
                 log(f"{place[0]} port {place[1]} is not balanced where connections are made: {why}", WARNING)
-        self._wanted, self.failed = wanted, failed
+        self._in_force, self.failed = wanted, failed
 
 
 class Looks:

@@ -152,7 +152,11 @@ class Entries:
             wanted = self._balanced[node] = {(service.address, service.port): service for service in services}
             hooks = self._hooks.get(node)
             if hooks is not None and wanted != before:
-                self._settle_balanced(node, hooks, before or {})
+                try:
+                    self._settle_balanced(node, hooks, before or {})
+                except RedirectError:
+                    del self._balanced[node]  # nobody knows what is in the maps: the next call puts it all
+                    raise
             return dict(self._unbalanced.get(node, {}))
 
     def _settle_balanced(self, node: str, hooks: Hooks, before: Mapping[tuple[str, int], Balanced]) -> None:
@@ -193,8 +197,13 @@ class Entries:
             hooks.close()
             # What was in the maps may be gone: each is to be placed again, and its listeners are.
             self._placed = {key: placed for key, placed in self._placed.items() if key[0] != node}
-        hooks = self._hooks[node] = Hooks.open(node)
-        self._settle_balanced(node, hooks, {})
+        hooks = Hooks.open(node)
+        try:
+            self._settle_balanced(node, hooks, {})
+        except RedirectError:
+            hooks.close()
+            raise
+        self._hooks[node] = hooks
         for key in hooks.enrolled():
             if key.kind == "pod" and (node, key.number) not in self._placed:
                 path = _place(node) / f"inbound_{key.number}"

@@ -1,6 +1,6 @@
 """The essential scenarios by each mechanism of steering, changing it, and what the node tells of it.
 
-The rest of the suite runs with nftables, and tests/kernel has every case of steering itself.
+The rest of the suite runs with what `auto` chooses, and tests/kernel has every case of steering itself.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.e2e.mesh import NAMESPACE, Mesh, dial, get
 MeshOf = Callable[..., Mesh]
 ECHO = "240.240.0.20"
 CLIENT, SERVER = f"{NAMESPACE}/client-1", f"{NAMESPACE}/web-1"
+WITHOUT_BPF = Path(__file__).with_name("without_bpf.py")
 by_each = pytest.mark.parametrize("steering", ["nftables", "iptables", "ebpf"])
 
 
@@ -151,9 +153,9 @@ def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
     scene = Scene(mesh, server={"failurePolicy": "closed"})
     mesh.start()
     with scene.to_service() as load:
-        for steering in ("iptables", "ebpf", "nftables", "ebpf", "iptables", "auto"):
+        for steering in ("iptables", "ebpf", "nftables", "ebpf", "iptables", "nftables", "auto"):
             mesh.put(mesh.mesh_config(steering=steering))
-            expected = "nftables" if steering == "auto" else steering
+            expected = "ebpf" if steering == "auto" else steering
             wait_for(
                 lambda steering=steering, expected=expected: (
                     scene.agent.status()["steering"]["wanted"] == steering
@@ -169,6 +171,31 @@ def test_changing_the_mechanism_refuses_nobody(mesh_of: MeshOf) -> None:
             assert "redirect" not in rules(scene.client).lower() or expected != "ebpf"
         assert load.failed() == []
     assert scene.agent.metric("netproxy_steering_repairs_total", workload=CLIENT) == 0
+
+
+def test_where_bpf_is_refused_auto_takes_nftables_and_says_why(mesh_of: MeshOf) -> None:
+    """And eBPF as soon as an agent is started that may have it."""
+    scene = Scene(mesh_of(nodes=1, steering="auto"))
+    agent = scene.agent
+    agent.under = [sys.executable, str(WITHOUT_BPF)]
+    scene.mesh.start()
+    said = agent.status()["steering"]
+    assert (said["wanted"], said["mechanism"]) == ("auto", "nftables")
+    assert "ebpf can't be used: " in said["reason"] and "Operation not permitted" in said["reason"]
+    assert said["reason"] in checks(agent)["steering"]["detail"]
+    assert "ebpf can't be used: " in agent.log.read_text()
+    assert agent.metric("netproxy_workload_steering", workload=CLIENT, mechanism="nftables", state="steered") == 1
+    assert not links(agent.name)
+    with scene.to_pod() as load:
+        load.wait_ok(10, via=("mesh",))
+        assert agent.stop() == 0
+        agent.under = []
+        agent.start()
+        agent.wait_steered(CLIENT, SERVER)
+        load.wait_ok(10, via=("mesh",))
+        assert load.failed() == []
+    assert agent.status()["steering"]["mechanism"] == "ebpf"
+    assert (workload(agent)["steering"], is_ours(rules(scene.client))) == ("ebpf", False)
 
 
 def test_a_workload_may_be_steered_by_something_else(mesh_of: MeshOf) -> None:

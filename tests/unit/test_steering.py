@@ -7,9 +7,12 @@ import threading
 
 import pytest
 
+from netproxy.addr import ServiceKey
+from netproxy.config.balanced import BalancedPort
 from netproxy.config.snapshot import Traffic
-from netproxy.steering import Looks, Mechanisms, Vigil, scope_of
+from netproxy.steering import Balancing, Looks, Mechanisms, Vigil, scope_of
 from redirect import RedirectError, Scope
+from redirect.bpf import Balanced, Target
 from redirect.probe import Choice, Preference, Probe, choose
 from redirect.wanted import MECHANISMS, Family, Mechanism
 
@@ -110,6 +113,38 @@ def test_without_a_mechanism_the_reason_is_told() -> None:
         for _ in range(2):
             with pytest.raises(RedirectError, match="no module"):
                 await mechanisms.get()
+
+    asyncio.run(main())
+
+
+def test_balanced_ports_that_could_not_be_put_are_put_again() -> None:
+    """One that is impossible does not keep the others from it."""
+    shop, mixed = ServiceKey("shop/db"), ("240.240.0.2", 1)
+    good = BalancedPort(shop, "240.240.0.1", 1, (("10.0.0.1", 2),))
+    bad = BalancedPort(shop, *mixed, (("fd00::1", 2),))
+    asked: list[list[Balanced]] = []
+
+    def put(node: str, services: list[Balanced]) -> dict[tuple[str, int], str]:
+        asked.append(services)
+        if len(asked) == 1:
+            raise RedirectError("no memory")
+        return {("240.240.0.1", 1): "the map is full"} if len(asked) == 3 else {}
+
+    async def main() -> None:
+        balancing = Balancing("node", put)
+        await balancing.want((good, bad))
+        assert len(asked) == 1 and balancing.failed == {}
+        keeping = asyncio.create_task(balancing.keep(0.001))
+        async with asyncio.timeout(5):
+            while not balancing.failed:
+                await asyncio.sleep(0.001)
+        assert asked[0] == asked[1] == [Balanced("240.240.0.1", 1, (Target("10.0.0.1", 2),))]
+        assert "another IP family" in balancing.failed[mixed]
+        await balancing.want((good, bad))
+        assert len(asked) == 2  # in force already
+        await balancing.want((good,))
+        assert balancing.failed == {("240.240.0.1", 1): "the map is full"}
+        keeping.cancel()
 
     asyncio.run(main())
 
