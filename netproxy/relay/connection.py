@@ -96,6 +96,7 @@ class HttpConnection(Downstream):
         if self._exchange is not None:
             self._exchange.downstream_writable(ok)
         elif ok:
+            self.touch()  # the time of a request that waited for this begins
             self.hold(_UNREAD, False)
             if not self._pumping:
                 self._pump(())

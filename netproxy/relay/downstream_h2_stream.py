@@ -180,7 +180,10 @@ class Http2Stream(Downstream):
             return
         if self._exchange is not None and not self._blocked:
             self._exchange.downstream_writable(ok)
-        if ok and (self._first is not None or (self._owed and not self._holds)):
+        if ok and self._first is not None:
+            self.touch()  # its time begins
+            self._wake()
+        elif ok and self._owed and not self._holds:
             self._wake()
 
     def gone(self, reason: Reason, detail: str) -> None:

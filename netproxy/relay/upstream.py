@@ -267,7 +267,10 @@ class UpstreamHttp(Upstream):
     def eof_received(self) -> None:
         if self._exchange is not None:
             try:
-                self._dispatch(self._engine.receive(b""))
+                events = self._engine.receive(b"")
+                if events and type(events[0]) is End:
+                    self._exchange.response_begins()  # something moved
+                self._dispatch(events)
             except RemoteProtocolError as exc:
                 self._gone(Reason.UPSTREAM_CLOSED, f"{self.key.endpoint}: {exc.detail}")
         if not self._tunnel:

@@ -189,8 +189,10 @@ def test_a_body_that_ends_with_the_connection() -> None:
         upstream = await world.accept()
         upstream.peer_sends(b"HTTP/1.1 200 OK\r\n\r\nall ")
         upstream.peer_sends(b"of it")
+        world.time += 2.5
         upstream.peer_ends()
         assert client.take_sent().endswith(b"4\r\nall \r\n5\r\nof it\r\n0\r\n\r\n")
+        assert world.recorder.entries[0].numbers == (2.5, 0, 9)
         await turns()
         assert upstream.closing
         assert world.pool.open_count == 0
@@ -296,6 +298,28 @@ def test_pipelined_requests_are_answered_in_order() -> None:
         assert b" 404 " in answers[len(OK) :]
         assert world.ends == [(Reason.OK, 200), (Reason.OK, 200), (Reason.NO_ROUTE, 404)]
         world.assert_idle()
+
+    play(main)
+
+
+def test_the_time_of_a_request_begins_when_the_answers_before_it_are_read() -> None:
+    async def main() -> None:
+        world = World()
+        client, _ = world.connect()
+        client.peer_sends(GET * 2)
+        upstream = await world.accept()
+        client.peer_stalls()
+        upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + bytes(4000))
+        await turns()
+        wait_s = 0.6 * world.mesh.idle_timeout_s
+        world.check(wait_s)
+        client.peer_reads()
+        await turns()
+        client.take_sent()
+        world.check(wait_s)
+        upstream.peer_sends(OK)
+        assert client.take_sent() == OK
+        assert [entry.numbers[0] for entry in world.recorder.entries] == [0.0, pytest.approx(wait_s)]
 
     play(main)
 

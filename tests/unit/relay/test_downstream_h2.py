@@ -695,6 +695,31 @@ def test_while_the_transport_is_full_no_upstream_is_read_and_no_request_begun() 
     play(main)
 
 
+def test_the_time_of_a_request_begins_when_the_client_reads_again() -> None:
+    async def main() -> None:
+        world = h1_world()
+        client = await H2TestClient.connect(world, limits=WIDE)
+        first = client.ask()
+        upstream = await accept(world, client)
+        client.stream.peer_stalls()
+        upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 3000\r\n\r\n" + bytes(3000))
+        await turns()
+        second = client.ask()
+        await turns()
+        wait_s = 0.6 * world.mesh.idle_timeout_s
+        world.check(wait_s)
+        client.stream.peer_reads()
+        await client.turn()
+        world.check(wait_s)
+        upstream.peer_sends(OK)
+        await client.turn()
+        assert [client.answers[stream_id].status for stream_id in (first, second)] == [200, 200]
+        assert [entry.numbers[0] for entry in world.recorder.entries] == [0.0, pytest.approx(wait_s)]
+        await over(world, client)
+
+    play(main)
+
+
 def test_a_client_that_takes_nothing_is_reset_though_it_talks() -> None:
     async def main() -> None:
         world = h1_world()
