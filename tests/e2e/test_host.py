@@ -36,7 +36,7 @@ class Lab:
         self.spec = spec
         self.put()
         mesh.put(mesh.service("backup", {"app": "backup"}, [OWN_VIP]))
-        cgroup.mkdir()
+        cgroup.mkdir(parents=True)
         for port in (8080, 8081):
             with in_cgroup(cgroup) if port == 8080 else no_cgroup():
                 journal = str(mesh.stage.folder / f"host-{port}.log")
@@ -114,6 +114,18 @@ def cgroup() -> Iterator[Path]:
         end(path)
 
 
+@pytest.fixture
+def unit() -> Iterator[Path]:
+    """Where systemd would put one, on a host without systemd."""
+    assert not Path("/run/systemd/system").exists(), "systemd runs here, and its units are its own"
+    path = cgroup_root() / "system.slice" / f"netproxy-e2e-{os.getpid()}.service"
+    yield path
+    if path.exists():
+        end(path)
+    with suppress(OSError):
+        path.parent.rmdir()
+
+
 def test_a_service_is_steered_and_its_neighbours_are_not(mesh_of: MeshOf, cgroup: Path) -> None:
     lab = Lab(mesh_of(), cgroup)
     lab.assert_all()
@@ -135,8 +147,17 @@ def test_a_service_is_steered_and_its_neighbours_are_not(mesh_of: MeshOf, cgroup
     lab.assert_all()
 
 
+def test_its_unit_is_started_again(mesh_of: MeshOf, unit: Path) -> None:
+    lab = Lab(mesh_of(), unit, ports=[], attach={"systemdUnit": unit.name})
+    check_made_again(lab, unit)
+
+
 def test_its_cgroup_is_made_again(mesh_of: MeshOf, cgroup: Path) -> None:
     lab = Lab(mesh_of(), cgroup, ports=[])
+    check_made_again(lab, cgroup)
+
+
+def check_made_again(lab: Lab, cgroup: Path) -> None:
     assert lab.is_meshed()
     end(cgroup)
 

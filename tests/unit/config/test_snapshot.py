@@ -917,3 +917,22 @@ def test_the_order_of_files_changes_nothing(order: list[int]) -> None:
         slice_of("b", "{addresses: [10.0.0.2]}"),
     ]
     assert build(*(text[i] for i in order)).shards == build(*text).shards
+
+
+def test_a_service_of_the_host() -> None:
+    spec = "ports: [{port: 8080}, {port: 9000}, {port: 9001}], steering: auto"
+    traffic = "traffic: {inbound: {excludePorts: [9001]}}"
+    snapshot = build(
+        workload("backup", "10.0.0.1", f"attach: {{systemdUnit: backup.service}}, {spec}, {traffic}"),
+        workload("other", "10.0.0.2", "attach: {cgroup: /a/b}, traffic: {inbound: {includePorts: [80]}}"),
+        workload("twin", "10.0.0.3", "attach: {cgroup: /a/b}"),
+        service("backup", "{name: a, port: 80, targetPort: 8080}, {name: b, port: 81, targetPort: 9001}"),
+    )
+    backup, other = snapshot.local_workloads
+    assert (backup.netns, backup.unit, backup.cgroup, backup.steering) == ("", "backup.service", "", "ebpf")
+    assert (backup.traffic.in_include_ports, backup.traffic.in_exclude_ports) == ((8080, 9000), ())
+    assert (other.cgroup, other.traffic.in_include_ports) == ("/a/b", ())
+    assert [str(error) for error in snapshot.rejected if "is attached already by Workload shop/other" in str(error)]
+    # Others speak mesh TLS to what is its own, and to nothing else at its address.
+    ports = {port.port: port.endpoints[0].meshed for port in shard(snapshot, "backup").ports}
+    assert ports == {80: True, 81: False}
