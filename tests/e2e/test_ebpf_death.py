@@ -123,7 +123,7 @@ def test_one_of_two_workers_dies_while_the_brain_does_nothing(mesh_of: MeshOf, p
         for number in range(ROUNDS):
             wait_for(lambda: is_meshed(scene), "the service to answer")
             (brain,) = scene.agent.pids("brain")
-            victim = scene.agent.pids("worker")[number % 2]
+            victim = scene.agent.pids("worker")[number // 2 % 2]  # twice: the second time its successor waits
             with scene.to_pod(fresh=3, kept=0) as load:
                 load.wait_ok(5, via=("mesh",))
                 before = seen.marked
