@@ -136,7 +136,11 @@ def test_one_of_two_workers_dies_while_the_brain_does_nothing(mesh_of: MeshOf, p
                     os.kill(brain, signal.SIGCONT)
                 assert [attempt for attempt in late if not attempt.ok or attempt.via != "mesh"] == []
                 assert seen.marked == before
-            scene.agent.wait_steered()
+            # What the brain says may be from before it was stopped.
+            wait_for(
+                lambda victim=victim: victim not in scene.agent.pids("worker") and scene.agent.is_steered(),
+                "another worker",
+            )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
