@@ -336,6 +336,10 @@ class Pods:
             pod.set("absent", absence(pod.want))
             pod.retry_at = time.monotonic() + (_UNIT_S if pod.want.unit else 0.0)
             return False
+        twin = next((other for other in self.pods.values() if other.cgroup == found.cgroup), None)
+        if twin is not None:
+            os.close(found.netns_fd)
+            raise RedirectError(f"{found.cgroup} is {_key(twin)} already", step="attach")
         pod.cgroup, pod.netns_fd, pod.ns_id, pod.cookie = found
         return True
 
