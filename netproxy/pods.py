@@ -55,6 +55,8 @@ _CHECK_S = 1.0
 within 2 s. Only one that is not unchanged is looked at."""
 _DIALLED_S = 0.1
 """For what was accepted before steering is taken off, until its upstream connection is there."""
+_TOGETHER_S = 1.0
+"""What several workloads that come at the same time wait for each other, between inbound and outbound."""
 _BRING_UPS = 32
 """Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
 _THREADS = 8
@@ -106,6 +108,10 @@ class Pod:
     failure: str = ""
     """Of the last attempt, until one succeeds: `state` goes through the others while it is tried again."""
     task: asyncio.Task[None] | None = None
+    is_new: bool = True
+    """Nothing of it is steered, by nobody before us either."""
+    takes: bool = False
+    """What comes in is steered."""
     epoch: int = 0
     """Counts decisions that make void what was begun before."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -189,7 +195,9 @@ class Pods:
             pod = self.pods.get(key)
             if pod is None or _ns_of(_netns(pod.want)) != (place["dev"], place["ino"]):
                 await self._forget(key)
-            elif not pod.want.netns and len(place.get("ports", ())) == 3:
+                continue
+            pod.is_new = key not in attached
+            if not pod.want.netns and len(place.get("ports", ())) == 3:
                 outbound, inbound, dns = place["ports"]
                 pod.ports = Ports(outbound, inbound, dns or inbound + 1)
 
@@ -197,6 +205,7 @@ class Pods:
         """The supervisor let go of their rules since no worker ran (`released`), or now a worker runs again."""
         for pod in [self.pods[key] for key in workloads if key in self.pods]:
             pod.retry_at = 0.0
+            pod.is_new = pod.is_new or released
             if released:
                 # A table that we handed over while this was under way would steer to nobody.
                 self._link.send("own", workload=_key(pod))
@@ -291,10 +300,17 @@ class Pods:
                     raise IdentityError(f"no certificate yet: {why}")
                 captured, captures = pod.dns, self._captures(pod)
                 await self._attach(pod, epoch, dns=captured or captures)
+                # Who speaks mesh TLS already shall find the one that takes it off. Under `closed` nothing may pass first.
+                halfway = pod.is_new and pod.want.failure_policy == "open"
+                await self._steer(pod, epoch, enabled=True, outbound=not halfway)
+                pod.takes = True
+            if halfway:
+                await self._inbound_of_others(pod)
                 await self._steer(pod, epoch, enabled=True)
-                if captured and not captures:
-                    # Only now does nobody ask there any more.
-                    await self._attach(pod, epoch, dns=False)
+            if captured and not captures:
+                # Only now does nobody ask there any more.
+                await self._attach(pod, epoch, dns=False)
+            pod.is_new = pod.takes = False
             pod.set("steered")
             pod.failure = ""
             # Spread over time, so that those which came together are not looked at together.
@@ -309,6 +325,16 @@ class Pods:
         except (RedirectError, NetproxyError, OSError) as exc:
             if pod.epoch == epoch:
                 await self._failed(pod, epoch, exc)
+
+    async def _inbound_of_others(self, pod: Pod) -> None:
+        """Until those that are brought up at the same time are as far as this one; not for long."""
+        deadline = time.monotonic() + _TOGETHER_S
+        while time.monotonic() < deadline and any(
+            other.task is not None and other.is_new and not other.takes
+            for other in self.pods.values()
+            if other is not pod
+        ):
+            await asyncio.sleep(0.01)
 
     async def _open(self, pod: Pod, epoch: int) -> bool:
         """False: it does not exist yet."""
@@ -610,7 +636,7 @@ class Pods:
         gone = f"cgroup {pod.cgroup}" if pod.cgroup is not None else pod.want.netns
         if pod.state != "absent":
             log(f"{key}: its {'namespace' if pod.want.netns else 'cgroup'} is gone")
-        pod.cgroup = None
+        pod.cgroup, pod.is_new, pod.takes = None, True, False
         pod.set("absent", f"{gone} was deleted")
         pod.failure = ""
         self._journal.remove(key)

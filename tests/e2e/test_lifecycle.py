@@ -264,7 +264,7 @@ def test_a_workload_whose_namespace_path_changes_leaves_nothing_in_the_old_one(m
     assert vip_routes(scene.client) == []
     assert listeners(scene.client) == []
     assert answers(scene.client, scene.server.ip, 8080)
-    wait_for(lambda: answers(other, VIP), "the new place to work")
+    wait_for(lambda: answers(other, VIP, timeout=2.0), "the new place to work")
 
 
 def test_the_failure_policy_changes_at_run_time(mesh_of: MeshOf) -> None:
