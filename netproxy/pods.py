@@ -300,7 +300,7 @@ class Pods:
                     raise IdentityError(f"no certificate yet: {why}")
                 captured, captures = pod.dns, self._captures(pod)
                 await self._attach(pod, epoch, dns=captured or captures)
-                # Who speaks mesh TLS already shall find the one that takes it off. Under `closed` nothing may pass first.
+                # Who speaks mesh TLS already shall find who takes it off. Under `closed` nothing may pass first.
                 halfway = pod.is_new and pod.want.failure_policy == "open"
                 await self._steer(pod, epoch, enabled=True, outbound=not halfway)
                 pod.takes = True
