@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from redirect import Applied, Mechanism, Ports, RedirectError, Steering, dialable, reachable, remove, steer
-from redirect.bpf import Listener
+from redirect.bpf import Key, Listener
 from redirect.ebpf import counters, release
-from redirect.host import OWN_NETNS, enrol, withdraw
-from redirect.host import counters as host_counters
+from redirect.host import OWN_NETNS, enrol, let_go, withdraw
 from redirect.netns import netns_cookie, open_netns
 from redirect.probe import Preference, choose
 from redirect.unsteered import Unsteered, unsteered
@@ -60,9 +59,9 @@ _TOGETHER_S = 1.0
 _BRING_UPS = 32
 """Workloads that wait for their listeners at the same time: each may wait for a worker that does not answer."""
 _THREADS = 8
+"""Calls into namespaces at the same time. libnftables itself does one command at a time."""
 _UNIT_S = 2.0
 """Between two questions to systemd about a unit that does not run."""
-"""Calls into namespaces at the same time. libnftables itself does one command at a time."""
 
 _T = TypeVar("_T")
 
@@ -115,6 +114,11 @@ class Pod:
     epoch: int = 0
     """Counts decisions that make void what was begun before."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def cgroup_id(self) -> int:
+        """Of a service of the host; 0: it is none."""
+        return 0 if self.cgroup is None else self.cookie
 
     def set(self, state: str, detail: str = "") -> None:
         if state != self.state:
@@ -594,8 +598,8 @@ class Pods:
     def counters(self, pod: Pod) -> dict[str, int]:
         """What became of its connections, where the mechanism counts them. Since it was steered by it."""
         try:
-            of = host_counters if pod.cgroup is not None else counters
-            return of(self.settings.node, pod.cookie) if pod.mechanism == "ebpf" else {}
+            key = Key("pod" if pod.cgroup is None else "cgroup", pod.cookie)
+            return counters(self.settings.node, key) if pod.mechanism == "ebpf" else {}
         except RedirectError:
             return {}
 
@@ -605,11 +609,7 @@ class Pods:
             node=settings.node,
             families=frozenset(4 if f == 4 else 6 for f in pod.families),
             failure_policy="closed" if policy == "closed" else "open",
-            ports=Ports(
-                outbound=ports.outbound,
-                inbound=ports.inbound,
-                dns=ports.dns if self._captures(pod) else None,
-            ),
+            ports=replace(ports, dns=ports.dns if self._captures(pod) else None),
             mark=settings.mark,
             mask=settings.mark_mask,
             # Without an address to dial from, a VIP shall stay unreachable: clients then take the other family's.
@@ -627,7 +627,7 @@ class Pods:
         pod.vigil.close()
         if pod.mechanism == "ebpf" and pod.netns_fd >= 0:
             # What is not in the namespace does not go with it.
-            self._link.spawn(self._withdraw(os.dup(pod.netns_fd), pod.cookie if pod.cgroup is not None else 0))
+            self._link.spawn(self._withdraw(os.dup(pod.netns_fd), pod.cgroup_id))
         pod.mechanism = None
         self._link.send("detach", workload=key)
         if pod.netns_fd >= 0:
@@ -643,18 +643,11 @@ class Pods:
 
     async def _remove(self, pod: Pod, epoch: int) -> None:
         """Rules off, by no policy."""
-        if pod.cgroup is None:
-            await self._inside(pod, epoch, remove, self.settings.node)
-        else:
-            await self._inside(pod, epoch, lambda _, *arguments: withdraw(*arguments), self.settings.node, pod.cookie)
+        await self._inside(pod, epoch, let_go, self.settings.node, pod.cgroup_id)
 
     async def _withdraw(self, netns_fd: int, cgroup: int) -> None:
-        """`cgroup`: its id, of a service of the host; else 0."""
         try:
-            if cgroup:
-                await self._loop.run_in_executor(self._executor, withdraw, self.settings.node, cgroup)
-            else:
-                await self._loop.run_in_executor(self._executor, remove, netns_fd, self.settings.node)
+            await self._loop.run_in_executor(self._executor, let_go, netns_fd, self.settings.node, cgroup)
         except RedirectError as exc:
             log(f"what steered a namespace that is gone can't be removed: {exc}", WARNING)
         finally:

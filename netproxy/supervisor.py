@@ -355,15 +355,18 @@ class Supervisor:
             return
         self._failed(child.role, child.slot, time.monotonic() - child.started)
         self.restarts[child.role] += 1
-        others = any(other.role == "worker" and other.state == "ready" for other in self.children.values())
-        if child.role == "worker" and others and self.slots["worker", child.slot].failures > 1:
+        if child.role == "worker" and self._serves() and self.slots["worker", child.slot].failures > 1:
             # The next one waits before it starts: what comes until then is for the others, not for this one's queues.
             self._give_up_slot(child.slot)
+
+    def _serves(self) -> bool:
+        """Some worker does."""
+        return any(c.role == "worker" and c.state == "ready" for c in self.children.values())
 
     def _give_up_slot(self, slot: int) -> None:
         """Nobody serves this slot for too long: what is in its queues is refused now, not never."""
         self.attachments.close_slot(slot)
-        if any(c.role == "worker" and c.state == "ready" for c in self.children.values()):
+        if self._serves():
             return
         released = [
             key

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from redirect.bpf import Balanced, Count, Hooks, Key, Listener, Proxy, Workload, bpffs, clean, layout, syscall
 from redirect.bpf.pins import is_attached, place_of
@@ -33,6 +34,7 @@ from redirect.netfilter.nft import parse_table_name, table_name
 from redirect.netns import cookie, current
 from redirect.wanted import Table, Wanted
 
+_T = TypeVar("_T")
 _STEERS = layout.Flag.OUTBOUND | layout.Flag.INBOUND
 
 
@@ -80,7 +82,7 @@ class Entries:
         with current() as here, self._lock:
             hooks = self._opened(node)
             hooks.configure(Proxy(mark=wanted.mark, mask=wanted.mask))
-            hooks.enrol_pod(here, _workload(wanted), listeners)
+            hooks.enrol_pod(here, workload_of(wanted), listeners)
             before = self._placed.get((node, number))
             self._placed[node, number] = _Placed(name, generation, wanted, before)
             if self._may_retire(node):
@@ -115,10 +117,10 @@ class Entries:
         hooks = self._opened(node)
         with current() as here:
             if placed.before is not None:
-                hooks.enrol_pod(here, _workload(placed.before.wanted))
+                hooks.enrol_pod(here, workload_of(placed.before.wanted))
                 self._placed[node, number] = placed.before
             else:
-                hooks.enrol_pod(here, _workload(placed.wanted, steers=False))
+                hooks.enrol_pod(here, workload_of(placed.wanted, steers=False))
                 del self._placed[node, number]
 
     def withdraw(self, node: str) -> None:
@@ -177,7 +179,7 @@ class Entries:
                 failed[place] = str(exc)
                 hooks.unbalance(*place)
 
-    def change(self, node: str, work: Callable[[Hooks], bool]) -> bool:
+    def change(self, node: str, work: Callable[[Hooks], _T]) -> _T:
         """For what is no namespace's: one at a time, with hooks that are whole."""
         with self._lock:
             return work(self._opened(node))
@@ -228,7 +230,7 @@ class Entries:
         if missing := _missing(node):
             return missing
         hooks = self._hooks.get(node)
-        if hooks is None or not hooks.is_current(key, _workload(placed.wanted)):
+        if hooks is None or not hooks.is_current(key, workload_of(placed.wanted)):
             return "the entry"
         return ""
 
@@ -248,10 +250,10 @@ def balance(node: str, services: Iterable[Balanced]) -> dict[tuple[str, int], st
     return ENTRIES.balance(node, services)
 
 
-def counters(node: str, number: int) -> dict[str, int]:
-    """Connections of the namespace with that cookie, by what became of them; {} when it is not steered by eBPF here.
-    Takes microseconds. RedirectError."""
-    return {what.name.lower(): count for what, count in ENTRIES.counters(node, Key("pod", number)).items()}
+def counters(node: str, key: Key) -> dict[str, int]:
+    """Connections of the namespace or cgroup, by what became of them; {} when it is not steered by eBPF here. Takes
+    microseconds. RedirectError."""
+    return {what.name.lower(): count for what, count in ENTRIES.counters(node, key).items()}
 
 
 def fingerprint(node: str, number: int) -> bytes:
@@ -286,7 +288,7 @@ def _parse(name: str) -> tuple[str, int]:
     return found
 
 
-def _workload(wanted: Wanted, *, steers: bool = True) -> Workload:
+def workload_of(wanted: Wanted, *, steers: bool = True) -> Workload:
     steers = steers and wanted.enabled
     return Workload(
         families=wanted.families,

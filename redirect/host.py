@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from redirect.bpf import Hooks, Key, Listener, Proxy, Workload, bpffs
-from redirect.ebpf import ENTRIES
+from redirect.apply import remove
+from redirect.bpf import Hooks, Key, Listener, Proxy, bpffs
+from redirect.ebpf import ENTRIES, workload_of
 from redirect.errors import RedirectError
 from redirect.netns import inside
 from redirect.plan import Steering
@@ -56,18 +58,9 @@ def enrol(netns_fd: int, cgroup: Path, desired: Steering, listeners: Sequence[Li
     this service alone, as its `ports` are, and the caller's to close.
     """
     with inside(netns_fd), routing() as rt:
-        own = rt.addresses()
-    workload = Workload(
-        families=desired.families,
-        ports=desired.ports,
-        scope=desired.scope,
-        vip_cidrs=desired.vip_cidrs,
-        own_addresses=own,
-        policy=desired.failure_policy,
-        outbound=desired.enabled and desired.outbound,
-        inbound=desired.enabled and bool(desired.scope.in_include_ports),
-        workers=desired.workers,
-    )
+        wanted = replace(desired.wanted(), own_addresses=rt.addresses())
+    workload = workload_of(wanted)
+    workload = replace(workload, inbound=workload.inbound and bool(desired.scope.in_include_ports))
 
     def change(hooks: Hooks) -> bool:
         key = Key("cgroup", bpffs.cgroup_id(cgroup))
@@ -87,13 +80,12 @@ def withdraw(node: str, number: int) -> None:
     if not bpffs.folder(node).is_dir():
         return
 
-    def change(hooks: Hooks) -> bool:
-        hooks.withdraw(Key("cgroup", number))
-        return True
-
-    ENTRIES.change(node, change)
+    ENTRIES.change(node, lambda hooks: hooks.withdraw(Key("cgroup", number)))
 
 
-def counters(node: str, number: int) -> dict[str, int]:
-    """As `ebpf.counters`, of a cgroup by its id."""
-    return {what.name.lower(): count for what, count in ENTRIES.counters(node, Key("cgroup", number)).items()}
+def let_go(netns_fd: int, node: str, cgroup: int) -> None:
+    """All that is steered of the namespace, or of the cgroup with that id in it (0: none). RedirectError."""
+    if cgroup:
+        withdraw(node, cgroup)
+    else:
+        remove(netns_fd, node)

@@ -3,7 +3,7 @@ from netproxy.codec.fields cimport is_like_xfcc, seen_in
 from netproxy.decide.match cimport Request, received
 from netproxy.codec.events cimport RequestHead, ResponseHead, request_head, response_head
 
-cdef long _HOST, _REQUEST_ID, _DATE, _REASON, _CONNECTION, _DROPS, _RESPONSE_BITS
+cdef long _HOST, _REQUEST_ID, _DATE, _CONNECTION, _DROPS, _RESPONSE_BITS
 
 cdef class RequestEdits:
     cdef readonly bytes xfcc

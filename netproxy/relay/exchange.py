@@ -112,7 +112,7 @@ _is_path = re.compile(rb"/[\x21\x22\x24-\x7e]*").fullmatch
 _NOT_OURS_TO_PASS = frozenset((b"h2c", b"h2", b"tls", b"http"))
 
 # Bits of `fields`, as C knows them. `expect` only goes from HTTP/1.0, so it is looked at then.
-_HOST, _REQUEST_ID, _DATE, _REASON = fields.HOST, fields.REQUEST_ID, fields.DATE, fields.REASON
+_HOST, _REQUEST_ID, _DATE = fields.HOST, fields.REQUEST_ID, fields.DATE
 _CONNECTION, _DROPS = (
     fields.CONNECTION,
     fields.CONNECTION | fields.NAMING | fields.HOP | fields.XFCC_LIKE | fields.EXPECT,

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -67,15 +67,6 @@ class Wire:
         self._sock.close()
 
 
-@contextmanager
-def wire(pod: Pod) -> Iterator[Wire]:
-    found = Wire(pod)
-    try:
-        yield found
-    finally:
-        found.close()
-
-
 def started_after(load: Load, when: float, how_many: int) -> list[Attempt]:
     """At least so many attempts that began after that time, all that have ended."""
 
@@ -91,7 +82,7 @@ def started_after(load: Load, when: float, how_many: int) -> list[Attempt]:
 def test_everybody_dies(mesh_of: MeshOf, policy: str) -> None:
     scene = Scene(mesh_of(nodes=1, steering="ebpf"), **both(policy))
     scene.mesh.start()
-    with wire(scene.server) as seen:
+    with closing(Wire(scene.server)) as seen:
         for _ in range(ROUNDS):
             wait_for(lambda: is_meshed(scene), "the service to answer")
             with scene.to_pod(fresh=3, kept=0) as load:
@@ -119,7 +110,7 @@ def test_one_of_two_workers_dies_while_the_brain_does_nothing(mesh_of: MeshOf, p
     """Nobody bypasses the other one."""
     scene = Scene(mesh_of(nodes=1, steering="ebpf", workers=2), **both(policy))
     scene.mesh.start()
-    with wire(scene.server) as seen:
+    with closing(Wire(scene.server)) as seen:
         for number in range(ROUNDS):
             wait_for(lambda: is_meshed(scene), "the service to answer")
             (brain,) = scene.agent.pids("brain")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.agent import Agent
+from examples.agent import Agent, alive
 from examples.stage import Pod, wait_for
 from netproxy.identity.ca import CertificateAuthority
 from netproxy.identity.spiffe import SpiffeId
@@ -339,14 +339,8 @@ def kill_all(agent: Agent) -> float:
     agent.process.wait()
     agent.stage.processes.remove(agent.process)
     agent.process = None
-    wait_for(lambda: not any(map(_is_alive, pids)), "the killed processes to be gone")
+    wait_for(lambda: not any(map(alive, pids)), "the killed processes to be gone")
     return died
-
-
-def _is_alive(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    return False
 
 
 def test_a_killed_agent_leaves_open_workloads_direct(mesh_of: MeshOf) -> None:

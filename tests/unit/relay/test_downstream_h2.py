@@ -668,15 +668,21 @@ def test_a_client_that_never_reads_the_rest_is_not_waited_for_for_ever() -> None
     play(main)
 
 
+async def stalled(world: World, length: int) -> tuple[H2TestClient, FakeStream, int]:
+    """A client that reads nothing, and the endpoint that has sent the first 3,000 octets of its answer."""
+    client = await H2TestClient.connect(world, limits=WIDE)
+    first = client.ask()
+    upstream = await accept(world, client)
+    client.stream.peer_stalls()
+    upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % length + bytes(3000))
+    await turns()
+    return client, upstream, first
+
+
 def test_while_the_transport_is_full_no_upstream_is_read_and_no_request_begun() -> None:
     async def main() -> None:
         world = h1_world()
-        client = await H2TestClient.connect(world, limits=WIDE)
-        first = client.ask()
-        upstream = await accept(world, client)
-        client.stream.peer_stalls()
-        upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + bytes(3000))
-        await turns()
+        client, upstream, first = await stalled(world, 5000)
         assert upstream.paused
         missing = [client.ask(b"/missing") for _ in range(98)]
         late = client.ask(b"/missing", b"POST", body=bytes(100))
@@ -698,12 +704,7 @@ def test_while_the_transport_is_full_no_upstream_is_read_and_no_request_begun() 
 def test_the_time_of_a_request_begins_when_the_client_reads_again() -> None:
     async def main() -> None:
         world = h1_world()
-        client = await H2TestClient.connect(world, limits=WIDE)
-        first = client.ask()
-        upstream = await accept(world, client)
-        client.stream.peer_stalls()
-        upstream.peer_sends(b"HTTP/1.1 200 OK\r\ncontent-length: 3000\r\n\r\n" + bytes(3000))
-        await turns()
+        client, upstream, first = await stalled(world, 3000)
         second = client.ask()
         await turns()
         wait_s = 0.6 * world.mesh.idle_timeout_s
